@@ -1,0 +1,1 @@
+"""Models, teachers, energies, weightings, recipes and the distiller."""

@@ -1,0 +1,1 @@
+"""Benchmarks, protocols, scoring and the embedded miniature suite."""
