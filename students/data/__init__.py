@@ -1,0 +1,1 @@
+"""Training samples, their tokens, and the packed rows that a step consumes."""

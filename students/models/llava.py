@@ -1,0 +1,160 @@
+"""LLaVA (CLIP tower, two-layer projector, Llama) through transformers' own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.base import Strict, UserError, shim
+from students.data.pack import Batch
+
+shim()  # before transformers' image classes look for torchvision
+
+
+class LlavaShape(Strict):
+    """The size of a small LLaVA. Widths in channels, images and patches in pixels."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vision_hidden: int = 128
+    vision_layers: int = 3
+    vision_heads: int = 4
+    image: int = 60
+    patch: int = 20
+    initializer_range: float = 0.06  # transformers' 0.02 leaves models this small on the plateau of the prior
+
+
+class LlavaAdapter:
+    """One LLaVA with its processor, seen through what a distiller needs."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model
+        self.processor = processor
+        config = model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        processor.image_tokens_each = side * side + (config.vision_feature_select_strategy != "default")
+        for parameter in self.tower.parameters():
+            parameter.requires_grad_(False)
+
+    @property
+    def tower(self) -> Any:
+        """The vision tower, frozen."""
+        return self.model.model.vision_tower
+
+    @property
+    def projector(self) -> Any:
+        """The projector from vision features to the language model's width."""
+        return self.model.model.multi_modal_projector
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model, in channels."""
+        return int(self.model.config.text_config.hidden_size)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, the number of logits."""
+        return int(self.model.config.text_config.vocab_size)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> LlavaAdapter:
+        """Load a checkpoint folder, in float32 on the CPU or as saved elsewhere.
+
+        Raises:
+            UserError: naming the folder when weights, configuration or processor are missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+        try:
+            model, report = LlavaForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{folder} is not a whole LLaVA checkpoint ({type(error).__name__}: {reason})") from error
+        if report["missing_keys"]:
+            raise UserError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])} ...")
+        return cls(model.to(device).eval(), processor)
+
+    @classmethod
+    def build(cls, shape: LlavaShape, tokenizer: Any, seed: int) -> LlavaAdapter:
+        """Make a randomly initialised model of a given shape around a tokenizer with a chat template."""
+        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        vision = CLIPVisionConfig(
+            hidden_size=shape.vision_hidden, intermediate_size=2 * shape.vision_hidden, num_hidden_layers=shape.vision_layers,
+            num_attention_heads=shape.vision_heads, image_size=shape.image, patch_size=shape.patch, projection_dim=shape.vision_hidden,
+        )  # fmt: skip
+        text = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads, num_key_value_heads=shape.heads, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+            initializer_range=shape.initializer_range,
+        )  # fmt: skip
+        config = LlavaConfig(
+            vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+            vision_feature_select_strategy="default", image_seq_length=(shape.image // shape.patch) ** 2, tie_word_embeddings=True,
+            initializer_range=shape.initializer_range,
+        )  # fmt: skip
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+        pictures = CLIPImageProcessorPil(
+            do_resize=False, do_center_crop=False, do_rescale=True, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.25] * 3
+        )
+        processor = LlavaProcessor(
+            image_processor=pictures, tokenizer=tokenizer, patch_size=shape.patch, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1, chat_template=tokenizer.chat_template,
+        )  # fmt: skip
+        return cls(model, processor)
+
+    def pixels(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """Preprocess uint8 pictures [H, W, 3] into float32 [I, 3, H, W]."""
+        made = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return torch.as_tensor(made, dtype=torch.float32)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Run the model without its head on packed rows; last hidden states [R, L, H]."""
+        output = self.model.model(
+            input_ids=batch.input_ids, pixel_values=batch.pixel_values, attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids, use_cache=False,
+        )  # fmt: skip
+        return torch.as_tensor(output.last_hidden_state)
+
+    def supervised(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Gather the states [N, H] that predict the supervised tokens, before the head sees anything."""
+        return hidden[batch.row, batch.column]
+
+    def prompt_state(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Gather the state [B, H] at each sample's last prompt position."""
+        return hidden[batch.prompt_row, batch.prompt_column]
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Project states [N, H] to logits [N, V]."""
+        return torch.as_tensor(self.model.lm_head(states))
+
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Return language model and projector parameters by name; the vision tower is frozen."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def save(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder that ``from_pretrained`` loads with no code of ours."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+ADAPTER = LlavaAdapter
+
+
+def parameters(adapter: LlavaAdapter) -> Iterable[torch.nn.Parameter]:
+    """Return the trainable parameters without their names."""
+    return [parameter for _, parameter in adapter.trainable()]
