@@ -1,0 +1,61 @@
+"""What an energy sees: the supervised tokens of one step, and their mean within each sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class TokenBatch:
+    """Supervised tokens of one step, gathered before the head and shifted, teacher and student aligned by answer token.
+
+    Attributes:
+        student_logits: [N, V], with gradient.
+        teacher_logits: [N, V], without.
+        labels: [N] int64, the token each position must predict.
+        sample: [N] int64 in 0..B-1, the sample each token belongs to.
+
+    Further optional fields (taps, spans) will be added with default None; energies name what they use in ``needs``.
+    """
+
+    student_logits: Tensor
+    teacher_logits: Tensor
+    labels: Tensor
+    sample: Tensor
+
+    def __post_init__(self) -> None:
+        n = self.labels.shape[0]
+        if self.student_logits.shape != self.teacher_logits.shape:
+            raise ValueError(
+                f"student logits {tuple(self.student_logits.shape)}, teacher logits {tuple(self.teacher_logits.shape)}:"
+                " both must be [N, V] over the same tokens"
+            )
+        if self.student_logits.ndim != 2 or self.student_logits.shape[0] != n or self.sample.shape != (n,):
+            raise ValueError(
+                f"expected [N, V] logits and [N] labels and sample, got {tuple(self.student_logits.shape)},"
+                f" {tuple(self.labels.shape)}, {tuple(self.sample.shape)}"
+            )
+
+
+def sample_mean(values: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Mean of the tokens of each sample.
+
+    Args:
+        values: [N], per token.
+        sample: [N] int64 in 0..count-1.
+        count: B, the number of samples.
+
+    Returns:
+        [B] float32; a sample without tokens gets a zero that is still part of the graph (METHOD 2.0, rule 6).
+    """
+    values = values.float()
+    tokens = torch.bincount(sample, minlength=count).clamp(min=1)
+    return values.new_zeros(count).index_add(0, sample, values) / tokens
+
+
+def label_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy per token: [N, V], [N] -> [N] float32, natural log."""
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
