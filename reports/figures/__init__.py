@@ -1,0 +1,47 @@
+"""Figures: every module of this folder with a ``draw`` is one. Adding a figure is adding a file.
+
+A figure module defines ``TITLE`` (what), ``CAPTION`` (how to read it), ``ORDER`` (position, low first) and
+``draw(estimates, theme) -> matplotlib.figure.Figure``, which raises :class:`reports.frames.Missing` with a sentence where
+the run lacks what it shows. It uses ``Figure`` objects only: no pyplot, so nothing global changes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.base import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from reports.figures.style import Theme
+    from reports.measures import Estimates
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One registered figure."""
+
+    name: str
+    title: str
+    caption: str
+    order: int
+    draw: Callable[[Estimates, Theme], Figure]
+
+
+def drawings() -> list[Drawing]:
+    """Return every figure in the order in which they stand."""
+    found = []
+    for module in pkgutil.iter_modules(__path__):
+        if module.name == "style" or module.name.startswith("_"):
+            continue
+        code = importlib.import_module(f"{__name__}.{module.name}")
+        lost = [attribute for attribute in ("TITLE", "CAPTION", "ORDER", "draw") if not hasattr(code, attribute)]
+        if lost:
+            raise UserError(f"{code.__file__}: a figure needs {', '.join(lost)}")
+        found.append(Drawing(module.name.replace("_", "-"), code.TITLE, code.CAPTION, code.ORDER, code.draw))
+    return sorted(found, key=lambda d: (d.order, d.name))

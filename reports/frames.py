@@ -1,0 +1,268 @@
+"""A run folder as tidy frames: what a report reads, checked once, with every damaged file named.
+
+Only the files of the run folder's contract are read, never a model. A piece that is not there raises :class:`Missing`
+when it is asked for, and the report says so in place; a piece that is there but unreadable is a ``UserError``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pydantic
+
+from harness.base import UserError, digest_file, parse, read_json, read_jsonl
+from tasks.catalogue import Protocol
+from tasks.catalogue import protocol as find_protocol
+
+SCORES = (
+    "student", "kind", "seed", "protocol", "protocol_version", "id", "cluster", "group", "gold", "prediction", "score",
+    "unparseable",
+)  # fmt: skip
+DIAGNOSTICS = ("student", "seed", "protocol", "id", "nll", "confidence", "entropy", "teacher_agrees", "teacher_kl")
+BETAS = ("step", "id", "channel", "beta", "energy", "teacher_entropy", "teacher_correct", "noisy")
+QUESTIONS = ("id", "cluster", "group", "image", "prompt", "gold")
+
+
+class Missing(Exception):
+    """A piece that the run does not hold. Not an error: the report prints the sentence where the piece would stand."""
+
+
+class _Open(pydantic.BaseModel):
+    """Part of a manifest: fields that a report does not use are allowed."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+
+
+class PresetFacts(_Open):
+    """What a report says of the preset."""
+
+    name: str
+    title: str
+    description: str
+    data: dict[str, Any] = {}
+
+
+class Constant(_Open):
+    """The best constant answer and what it scores, in the protocol's unit."""
+
+    answer: str
+    value: float
+
+
+class ProtocolRecord(_Open):
+    """A protocol as the run met it."""
+
+    version: int
+    digest: str | None = None
+    rows: int | None = None
+    constant: Constant | None = None
+
+
+class Manifest(_Open):
+    """``manifest.json``, as far as a report reads it."""
+
+    preset: PresetFacts
+    students: list[str]
+    seeds: list[int]
+    protocols: dict[str, ProtocolRecord]
+    versions: dict[str, str] = {}
+    git_commit: str | None = None
+    hardware: dict[str, Any] = {}
+    threads: int | None = None
+    weights: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
+    command: str | list[str] | None = None
+
+
+def family(student: str) -> tuple[str, ...]:
+    """Return a recipe's channels other than ``ce``: what it distils with. Empty for ``ce``, ``teacher`` and ``base``."""
+    channels = student.partition("@")[0].split("+")
+    return () if student in ("teacher", "base") else tuple(c for c in channels if c != "ce")
+
+
+def weighting(student: str) -> str:
+    """Return what follows the first ``@`` of a recipe: ``task``, ``fixed@lambda4``; empty for a single channel."""
+    return student.partition("@")[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: where it is; digest: SHA-256 of ``manifest.json``.
+        protocols: the run's protocols in the manifest's order; their versions equal the installed ones.
+        scores, diagnostics: the frames of the contract, or None where the file is not there.
+    """
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    protocols: tuple[Protocol, ...]
+    scores: pd.DataFrame | None
+    diagnostics: pd.DataFrame | None
+
+    @property
+    def suite(self) -> str | None:
+        """What titles and captions must say of the questions: None only if every protocol is an official one."""
+        if any(p.name.endswith("@miniature") for p in self.protocols):
+            return "miniature suite"
+        return None if all(p.official for p in self.protocols) else "not an official protocol"
+
+    @functools.cached_property
+    def students(self) -> list[str]:
+        """Rows of a report: given models first, then the preset's students in its order, then whatever else was scored."""
+        scored = [] if self.scores is None else [str(s) for s in self.scores["student"].unique()]
+        given = [s for s in ("teacher", "base") if s in scored]
+        named = [*given, *self.manifest.students]
+        return [*named, *sorted(set(scored) - set(named))]
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, str]:
+        """Kind of each scored student: student, teacher, base, external."""
+        if self.scores is None:
+            return {}
+        first = self.scores.drop_duplicates("student")
+        return dict(zip(first["student"], first["kind"], strict=True))
+
+    @functools.cached_property
+    def _by_student(self) -> dict[tuple[str, str], pd.DataFrame]:
+        if self.scores is None:
+            return {}
+        return {(str(s), str(p)): part for (s, p), part in self.scores.groupby(["student", "protocol"], sort=False)}
+
+    def scored(self, student: str, protocol: str) -> pd.DataFrame:
+        """Return one student's rows of ``scores.parquet`` on one protocol, all seeds."""
+        if self.scores is None:
+            raise Missing("The run holds no scores.parquet yet.")
+        rows = self._by_student.get((student, protocol))
+        if rows is None:
+            raise Missing(f"{student} has no scores on {protocol}.")
+        return rows
+
+    @functools.cached_property
+    def diagnosed(self) -> pd.DataFrame:
+        """``diagnostics.parquet`` with each question's cluster beside it."""
+        if self.diagnostics is None:
+            raise Missing("The run holds no diagnostics.parquet.")
+        if self.scores is None:
+            raise Missing("The run holds no scores.parquet, which names the clusters of the diagnostics.")
+        clusters = self.scores[["protocol", "id", "cluster"]].drop_duplicates(["protocol", "id"])
+        joined = self.diagnostics.merge(clusters, on=["protocol", "id"], how="left", validate="many_to_one")
+        lost = joined["cluster"].isna()
+        if lost.any():
+            row = joined[lost].iloc[0]
+            raise UserError(
+                f"{self.folder / 'diagnostics.parquet'} holds question {row['id']!r} of {row['protocol']}, "
+                "which scores.parquet does not. Remove both and run the same command again"
+            )
+        return joined
+
+    def seed_folders(self, student: str) -> list[tuple[int, Path]]:
+        """Return (seed, folder) for every training of a student that the run holds."""
+        found = []
+        for folder in (self.folder / "students" / student).glob("seed*"):
+            number = folder.name.removeprefix("seed")
+            if number.isdecimal() and folder.is_dir():
+                found.append((int(number), folder))
+        return sorted(found)
+
+    @functools.cached_property
+    def dynamics(self) -> pd.DataFrame:
+        """All ``dynamics.jsonl``, one row per student, seed, step and channel: loss, weight, weighted, total."""
+        rows: list[dict[str, Any]] = []
+        for student in self.manifest.students:
+            for seed, folder in self.seed_folders(student):
+                path = folder / "dynamics.jsonl"
+                if path.is_file():
+                    rows.extend(_flatten(path, student, seed))
+        if not rows:
+            raise Missing("The run holds no dynamics.jsonl: no student has been trained in it.")
+        return pd.DataFrame(rows)
+
+    @functools.cached_property
+    def betas(self) -> pd.DataFrame:
+        """All ``betas.parquet`` of students whose weighting is learned, with columns student and seed."""
+        parts = []
+        for student in self.manifest.students:
+            if not weighting(student) or weighting(student).startswith("fixed"):
+                continue
+            for seed, folder in self.seed_folders(student):
+                path = folder / "betas.parquet"
+                if path.is_file():
+                    parts.append(read_frame(path, BETAS).assign(student=student, seed=seed))
+        parts = [p for p in parts if len(p)]
+        if not parts:
+            raise Missing("The run holds no betas.parquet of a student with a learned weighting.")
+        return pd.concat(parts, ignore_index=True)
+
+
+def _flatten(path: Path, student: str, seed: int) -> list[dict[str, Any]]:
+    """One row per step and channel of a ``dynamics.jsonl``."""
+    out = []
+    for number, line in enumerate(read_jsonl(path), start=1):
+        try:
+            for channel, loss in line["loss"].items():
+                out.append(
+                    {
+                        "student": student,
+                        "seed": seed,
+                        "step": int(line["step"]),
+                        "channel": channel,
+                        "loss": float(loss),
+                        "weight": float(line["weight"].get(channel, np.nan)),  # a channel may be watched without a weight
+                        "total": float(line["total"]),
+                    }
+                )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{path}, line {number}: expected step, loss, weight and total, got {error!r}") from error
+    return out
+
+
+def read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a Parquet file that must hold ``columns``; a damaged or foreign file is a UserError that names it."""
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged: not readable as Parquet ({reason}). Remove it and run again") from error
+    lost = [c for c in columns if c not in frame.columns]
+    if lost:
+        raise UserError(f"{path} lacks the column(s) {', '.join(lost)}; it holds {', '.join(map(str, frame.columns))}")
+    return frame
+
+
+def load(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: no manifest (not a run folder), a damaged file (named), or a protocol whose installed version is not
+            the one that the run was scored under.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it holds no manifest.json")
+    manifest = parse(Manifest, read_json(path), str(path))
+    protocols = []
+    for name, record in manifest.protocols.items():
+        protocol = find_protocol(name)
+        if protocol.version != record.version:
+            raise UserError(
+                f"{folder} was scored under {name} version {record.version}, installed is version {protocol.version}: "
+                "score it again, or report it with the version of this project that made it"
+            )
+        protocols.append(protocol)
+    scores = _optional(folder / "scores.parquet", SCORES)
+    diagnostics = _optional(folder / "diagnostics.parquet", DIAGNOSTICS)
+    return Run(folder, manifest, digest_file(path), tuple(protocols), scores, diagnostics)
+
+
+def _optional(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    return read_frame(path, columns) if path.is_file() else None

@@ -1,0 +1,362 @@
+"""Tables: a YAML layout in, labelled cells with intervals out. One more table is one more file in ``reports/layouts/``."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import pydantic
+
+from harness.base import Strict, UserError, read_yaml, unknown
+from reports.frames import Missing, Run, family, weighting
+from reports.measures import Estimates, Measure, measure
+from reports.statistics import Difference, Interval
+from tasks.catalogue import Protocol
+
+FOLDER = Path(__file__).parent / "layouts"
+
+DASH = "–"
+
+
+class Layout(Strict):
+    """The schema of ``reports/layouts/NAME.yaml``.
+
+    Attributes:
+        title, caption: plain text; what is said of n, seeds, intervals and the miniature suite is added to them.
+        order: position in the report, low first.
+        columns: ``protocols``: one column per protocol of the run; ``measures``: one per measure, mean over protocols.
+        measures: names in :data:`reports.measures.MEASURES`; with ``columns: protocols`` exactly one.
+        students: globs over student names, in the order in which the rows stand; given models are ``teacher``, ``base``.
+        minus: what each student is compared with, paired: ``"@fixed"`` (the recipe of the same channels with that
+            weighting) or a student's name. Null for plain values. A student is never compared with itself.
+        references: rows for random guessing and for the best constant answer, where scores are shown.
+        mark: mark the best student of each column and all that are not resolved from it (values), or every resolved
+            cell (differences).
+        mean: add a last column with the mean over the protocols.
+    """
+
+    title: str
+    caption: str
+    order: int
+    columns: Literal["protocols", "measures"] = "protocols"
+    measures: tuple[str, ...]
+    students: tuple[str, ...] = ("*",)
+    minus: str | None = None
+    references: tuple[Literal["chance", "constant"], ...] = ()
+    mark: bool = True
+    mean: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Layout:
+        for name in self.measures:
+            measure(name)
+        if self.columns == "protocols" and len(self.measures) != 1:
+            raise ValueError(f"columns: protocols shows one measure, {len(self.measures)} are given")
+        if "score" in self.measures and (self.columns == "measures" or self.mean):
+            raise ValueError("scores have a unit per benchmark and cannot be averaged over protocols")
+        if self.references and self.measures != ("score",):
+            raise ValueError("references exist for scores only")
+        return self
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what is measured where, and how it is headed."""
+
+    label: str
+    under: str
+    measure: Measure
+    name: str
+    protocol: Protocol | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number; ``estimate`` is None for a level known without sampling (chance, constant answer).
+
+    Attributes:
+        value, low, high: in the printed unit; low and high None where there is no interval.
+        marked: bold in print; note: a caveat of this cell.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    decimals: int
+    signed: bool = False
+    marked: bool = False
+    note: str | None = None
+    estimate: Interval | Difference | None = None
+
+    def number(self, value: float) -> str:
+        """Format with a true minus sign; a difference carries its sign."""
+        text = f"{value:+.{self.decimals}f}" if self.signed else f"{value:.{self.decimals}f}"
+        if float(text) == 0.0:
+            text = text.lstrip("+-")  # "-0.0" would suggest a direction
+        return text.replace("-", "−")
+
+    @property
+    def text(self) -> str:
+        """The value."""
+        return self.number(self.value)
+
+    @property
+    def span(self) -> str | None:
+        """The interval in brackets, or None."""
+        if self.low is None or self.high is None:
+            return None
+        return f"[{self.number(self.low)}, {self.number(self.high)}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; ``cells`` align with the table's columns, None where the run holds no such number (printed as a dash).
+
+    ``minus`` names the student that was subtracted, None for plain values.
+    """
+
+    label: str
+    minus: str | None
+    kind: str
+    seeds: str
+    cells: tuple[Cell | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table, before any format."""
+
+    name: str
+    title: str
+    caption: str
+    notes: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    difference: bool
+
+    def frame(self) -> pd.DataFrame:
+        """Return every cell at full precision, one per line."""
+        out = []
+        for row in self.rows:
+            for column, cell in zip(self.columns, row.cells, strict=True):
+                if cell is None:
+                    continue
+                e = cell.estimate
+                out.append(
+                    {
+                        "student": row.label,
+                        "minus": row.minus,
+                        "kind": row.kind,
+                        "seeds": row.seeds.replace(DASH, ""),
+                        "protocol": "mean over protocols" if column.protocol is None else column.protocol.name,
+                        "protocol_version": None if column.protocol is None else column.protocol.version,
+                        "measure": column.name,
+                        "unit": column.protocol.unit if column.name == "score" and column.protocol else column.measure.unit,
+                        "value": cell.value,
+                        "low": cell.low,
+                        "high": cell.high,
+                        "n": None if e is None else e.n,
+                        "clusters": None if e is None else e.clusters,
+                        "above": e.above if isinstance(e, Difference) else None,
+                        "below": e.below if isinstance(e, Difference) else None,
+                        "resolved": e.resolved if isinstance(e, Difference) else None,
+                        "marked": cell.marked,
+                        "method": None if e is None else e.method,
+                        "note": cell.note,
+                    }
+                )
+        frame = pd.DataFrame(out)
+        return frame.astype({c: "Int64" for c in ("protocol_version", "n", "clusters", "above", "below") if c in frame})
+
+
+# ---- layouts ---------------------------------------------------------------------------------------------------------------
+
+
+def layouts(names: Sequence[str] | None = None) -> dict[str, Layout]:
+    """Read the layouts called ``names`` (default: all that are in the folder), in the order in which they stand."""
+    known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    for name in names or ():
+        if name not in known:
+            raise unknown("layout", name, known)
+    read = {name: read_yaml(known[name], Layout) for name in (names or known)}
+    return dict(sorted(read.items(), key=lambda item: (item[1].order, item[0])))
+
+
+# ---- building --------------------------------------------------------------------------------------------------------------
+
+
+def build(name: str, layout: Layout, estimates: Estimates) -> Table:
+    """Fill a layout from a run.
+
+    Raises:
+        Missing: where the run holds nothing that the table shows; the sentence is printed in its place.
+    """
+    run = estimates.run
+    if not run.protocols:
+        raise Missing("The run names no protocol.")
+    if any(m != "score" for m in layout.measures):
+        run.diagnosed  # noqa: B018  the property raises Missing before every cell would
+    columns = _columns(layout, estimates)
+    students = select(layout.students, run.students)
+    rows = [r for r in (_row(s, layout, columns, estimates) for s in students) if r is not None]
+    if not rows:
+        raise Missing(_nothing(layout, run))
+    for level in reversed(layout.references):
+        rows.insert(0, _reference(level, columns, run))
+    title = layout.title + (f" ({run.suite})" if run.suite else "")
+    notes = _notes(layout, columns, rows, estimates)
+    return Table(name, title, layout.caption, tuple(notes), tuple(columns), tuple(rows), layout.minus is not None)
+
+
+def _nothing(layout: Layout, run: Run) -> str:
+    if run.scores is None:
+        return "The run holds no scores.parquet yet."
+    if layout.minus is not None:
+        return f"The run holds no pair to compare: no student beside its {layout.minus}."
+    return "The run holds no number for this table."
+
+
+def select(globs: Sequence[str], students: Sequence[str]) -> list[str]:
+    """Return the students that match, in the order of the globs and then of the run."""
+    chosen: dict[str, None] = {}
+    for pattern in globs:
+        chosen.update(dict.fromkeys(s for s in students if fnmatch.fnmatchcase(s, pattern)))
+    return list(chosen)
+
+
+def counterpart(student: str, minus: str, students: Sequence[str]) -> str | None:
+    """Return whom ``student`` is compared with, or None if there is nobody (or only itself).
+
+    ``@fixed`` stands for the recipe of the same channels with that weighting.
+    """
+    if minus.startswith("@"):
+        if not weighting(student) or not family(student):
+            return None
+        other = student.partition("@")[0] + minus
+    else:
+        other = minus
+    return other if other in students and other != student else None
+
+
+def _columns(layout: Layout, estimates: Estimates) -> list[Column]:
+    run = estimates.run
+    if layout.columns == "measures":
+        picked = [(measure(name), name) for name in layout.measures]
+        return [Column(m.label, f"{m.unit}, mean of {len(run.protocols)}", m, name, None) for m, name in picked]
+    name = layout.measures[0]
+    kind = measure(name)
+    columns = [Column(p.title, _size(p, run, kind, name), kind, name, p) for p in run.protocols]
+    if layout.mean:
+        columns.append(Column("Mean", f"{kind.unit}, equal weights", kind, name, None))
+    return columns
+
+
+def _size(protocol: Protocol, run: Run, kind: Measure, name: str) -> str:
+    """What stands under a column's name: the unit and how many questions in how many clusters."""
+    unit = {"percent": "%", "points": "points"}[protocol.unit] if name == "score" else kind.unit
+    rows = None if run.scores is None else run.scores[run.scores["protocol"] == protocol.name]
+    if rows is None or rows.empty:
+        return f"{unit}, not scored"
+    return f"{unit}, n = {rows['id'].nunique():,} ({rows['cluster'].nunique():,} {_plural(protocol.cluster)})"
+
+
+def _plural(word: str) -> str:
+    return word if word.endswith("s") else f"{word}s"
+
+
+def _row(student: str, layout: Layout, columns: Sequence[Column], estimates: Estimates) -> Row | None:
+    run = estimates.run
+    kind = run.kinds.get(student, "student")
+    if layout.minus is None:
+        cells = tuple(_value(student, c, layout, estimates) for c in columns)
+        label, seeds = student, {e.seeds for e in (c.estimate for c in cells if c) if isinstance(e, Interval)}
+        counted = DASH if kind != "student" or not seeds else "/".join(str(s) for s in sorted(seeds))
+        # A student that the preset names but nothing scored still gets its row: a dash says more than an absence.
+        return Row(label, None, kind, counted, cells)
+    other = counterpart(student, layout.minus, run.students)
+    if kind != "student" or other is None:
+        return None
+    cells = tuple(_difference(student, other, c, layout, estimates) for c in columns)
+    pairs = {e.seeds for e in (c.estimate for c in cells if c) if isinstance(e, Difference)}
+    counted = "/".join(sorted({f"{a}" if a == b else f"{a}:{b}" for a, b in pairs})) or DASH
+    return Row(student, other, "difference", counted, cells)
+
+
+def _value(student: str, column: Column, layout: Layout, estimates: Estimates) -> Cell | None:
+    if not estimates.has(student, column.name, column.protocol):
+        return None
+    e = estimates.interval(student, column.name, column.protocol)
+    k = column.measure.scale
+    ends = [None if x is None else k * x for x in (e.low, e.high)]
+    students = [s for s in select(layout.students, estimates.run.students) if estimates.run.kinds.get(s) == "student"]
+    marked = layout.mark and student in estimates.leaders(students, column.name, column.protocol)
+    return Cell(k * e.value, ends[0], ends[1], column.measure.decimals, False, marked, e.note, e)
+
+
+def _difference(student: str, other: str, column: Column, layout: Layout, estimates: Estimates) -> Cell | None:
+    if not all(estimates.has(s, column.name, column.protocol) for s in (student, other)):
+        return None
+    d = estimates.difference(student, other, column.name, column.protocol)
+    k = column.measure.scale
+    return Cell(k * d.value, k * d.low, k * d.high, column.measure.decimals, True, layout.mark and d.resolved, d.note, d)
+
+
+def _reference(level: str, columns: Sequence[Column], run: Run) -> Row:
+    cells: list[Cell | None] = []
+    for column in columns:
+        if column.protocol is None:
+            raise UserError("references need one protocol per column")
+        constant = run.manifest.protocols[column.protocol.name].constant
+        value = column.protocol.chance if level == "chance" else (constant.value if constant else None)
+        note = f"always {constant.answer!r}" if level == "constant" and constant else None
+        cells.append(None if value is None else Cell(value, None, None, column.measure.decimals, note=note))
+    label = {"chance": "random guessing", "constant": "best constant answer"}[level]
+    return Row(label, None, "reference", DASH, tuple(cells))
+
+
+# ---- what stands under a table ---------------------------------------------------------------------------------------------
+
+
+def _notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], estimates: Estimates) -> list[str]:
+    """Sentences on the statistics, the seeds, the marks, the caveats; the reader needs them beside the numbers."""
+    run, percent = estimates.run, f"{100 * estimates.level:g} %"
+    methods = {c.estimate.method for row in rows for c in row.cells if c and c.estimate}
+    notes = []
+    if run.suite:
+        notes.append(f"{run.suite.capitalize()}: these numbers must not be put beside published ones.")
+    made = " or ".join(sorted(methods - {"none"})) or "none could be made"
+    how = f"Brackets: {percent} interval ({made}), {estimates.resamples:,} resamples of whole clusters"
+    notes.append(how + (", the same for both students." if layout.minus else "."))
+    notes.append(seeds_note(run))
+    if layout.mark and layout.minus is None and any(c.measure.higher_is_better is not None for c in columns):
+        notes.append("Bold: the best student of a column and every student not resolved from it by the paired difference.")
+    if layout.mark and layout.minus is not None:
+        notes.append("Bold: resolved, the interval excludes zero. Comparisons are not corrected for their number.")
+    if any(m.name != "score" for m in columns):
+        described = {c.measure.label: c.measure.description for c in columns if c.name != "score"}
+        notes.append("; ".join(f"{label}: {text}" for label, text in described.items()) + ".")
+    if any(c is None for row in rows for c in row.cells):
+        notes.append(f"{DASH}: not defined, or not in this run.")
+    seen: dict[str, list[str]] = {}
+    for row in rows:
+        for column, cell in zip(columns, row.cells, strict=True):
+            if cell is not None and cell.note and row.kind != "reference":
+                seen.setdefault(cell.note, []).append(f"{row.label} on {column.label}")
+    notes.extend(f"{_few(where)}: {note}." for note, where in seen.items())
+    return notes
+
+
+def seeds_note(run: Run) -> str:
+    """Say what the intervals do not cover."""
+    n = len(run.manifest.seeds)
+    if n == 1:
+        return "One seed per student: training variation is unmeasured; intervals cover the sampling of questions only."
+    return f"{n} seeds per student, averaged; intervals cover the sampling of questions, not the variation between trainings."
+
+
+def _few(items: Sequence[str], most: int = 3) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

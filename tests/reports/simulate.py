@@ -1,0 +1,235 @@
+"""Writes a run folder as the harness would: numbers drawn from a seeded simulator, never shipped and never a result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from harness import base
+
+STUDENTS = [
+    "ce",
+    "ce+fkl@fixed",
+    "ce+fkl@task",
+    "ce+fkl@instance",
+    "ce+cosine_probs@fixed",
+    "ce+cosine_probs@task",
+    "ce+cosine_probs@instance",
+    "ce+fkl@fixed@lambda0.3",
+    "ce+fkl@fixed@lambda4",
+    "fkl",
+]
+BENCHMARKS = ["scienceqa", "gqa", "textvqa", "pope", "mmbench", "mme"]
+PROTOCOLS = [f"{name}@miniature" for name in BENCHMARKS]
+#: logits by which a student is better than the base
+GAIN = {
+    "teacher": 1.6,
+    "base": 0.0,
+    "ce": 0.25,
+    "ce+fkl@fixed": 0.5,
+    "ce+fkl@task": 0.6,
+    "ce+fkl@instance": 0.55,
+    "ce+cosine_probs@fixed": 0.4,
+    "ce+cosine_probs@task": 0.45,
+    "ce+cosine_probs@instance": 0.2,
+    "ce+fkl@fixed@lambda0.3": 0.3,
+    "ce+fkl@fixed@lambda4": 0.65,
+    "fkl": 0.6,
+}
+CATEGORIES = ["existence", "count", "position", "color", "OCR", "numerical_calculation", "commonsense_reasoning"]
+
+
+def questions(benchmark: str, clusters: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Questions of one benchmark in clusters of the shape that its aggregation needs."""
+    size = {"mme": 2, "mmbench": 4, "pope": 6}.get(benchmark, 3)
+    rows = []
+    for c in range(clusters):
+        for k in range(size):
+            group, gold = "all", str(rng.choice(["red circle", "blue square", "42", "BOAT"]))
+            if benchmark == "mme":
+                group, gold = CATEGORIES[c % len(CATEGORIES)], ["Yes", "No"][k]
+            if benchmark == "pope":
+                group, gold = ["random", "popular", "adversarial"][k // 2], ["yes", "no"][k % 2]
+            if benchmark in ("mmbench", "scienceqa"):
+                gold = "ABCD"[(c + k) % 4]
+            rows.append(
+                {
+                    "id": f"{benchmark}-{c:04d}-{k}",
+                    "cluster": f"{benchmark}-{c:04d}",
+                    "group": group,
+                    "image": f"{c % 24:016x}",
+                    "prompt": f"What is at {k}? <script>alert('{benchmark}')</script> & 100 % of _{c}_ | ok\nAnswer briefly.",
+                    "gold": gold,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def write_run(
+    folder: Path, seeds: tuple[int, ...] = (0,), clusters: int = 120, students: list[str] | None = None, steps: int = 200
+) -> Path:
+    """Write every file of the contract below ``folder``; ``students`` defaults to the default preset's."""
+    students = STUDENTS if students is None else students
+    rng = np.random.default_rng(7)
+    asked = {name: questions(name, clusters, rng) for name in BENCHMARKS}
+    _manifest(folder, students, seeds, asked)
+    scores, diagnostics = [], []
+    for benchmark, frame in asked.items():
+        hard = rng.normal(0.0, 1.0, len(frame)) + np.repeat(
+            rng.normal(0, 0.8, frame["cluster"].nunique()), frame.groupby("cluster").size()
+        )
+        for student in ["teacher", "base", *students]:
+            given = student in ("teacher", "base")
+            for seed in (None,) if given else seeds:
+                noise = rng.normal(0.0, 0.9, len(frame))
+                logit = 0.7 + GAIN[student] - hard + noise
+                right = logit > 0.0
+                wrong = np.where(frame["gold"].str.lower() == "yes", "no", "Yes" if benchmark == "mme" else "yes")
+                prediction = np.where(right, frame["gold"], wrong if benchmark in ("mme", "pope") else "C")
+                hit = (prediction == frame["gold"].to_numpy()).astype(float)
+                scores.append(
+                    frame[["id", "cluster", "group", "gold"]].assign(
+                        student=student,
+                        kind=student if given else "student",
+                        seed=seed,
+                        protocol=f"{benchmark}@miniature",
+                        protocol_version=1,
+                        prediction=prediction,
+                        score=hit,
+                        unparseable=False,
+                    )
+                )
+                nll = np.log1p(np.exp(-logit)) * 0.8
+                apart = np.abs(1.6 - GAIN[student]) * rng.gamma(2.0, 0.1, len(frame))
+                diagnostics.append(
+                    pd.DataFrame(
+                        {
+                            "student": student,
+                            "seed": seed,
+                            "protocol": f"{benchmark}@miniature",
+                            "id": frame["id"],
+                            "nll": nll,
+                            "confidence": 1.0 / (1.0 + np.exp(-np.abs(logit))),
+                            "entropy": rng.gamma(2.0, 0.2, len(frame)),
+                            "teacher_agrees": None if student == "teacher" else (rng.random(len(frame)) < 0.95 - apart),
+                            "teacher_kl": np.nan if student == "teacher" else apart,
+                        }
+                    )
+                )
+                _replies(folder, student, seed or 0, benchmark, frame, prediction)
+    _parquet(pd.concat(scores, ignore_index=True).astype({"seed": "Int64"}), folder / "scores.parquet")
+    joined = pd.concat(diagnostics, ignore_index=True).astype({"seed": "Int64", "teacher_agrees": "boolean"})
+    _parquet(joined, folder / "diagnostics.parquet")
+    for benchmark, frame in asked.items():
+        _parquet(frame, folder / "questions" / f"{benchmark}@miniature.parquet")
+    _images(folder / "images", rng)
+    for student in students:
+        for seed in seeds:
+            _training(folder / "students" / student / f"seed{seed}", student, steps, rng)
+    return folder
+
+
+def _parquet(frame: pd.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path)
+
+
+def _manifest(folder: Path, students: list[str], seeds: tuple[int, ...], asked: dict[str, pd.DataFrame]) -> None:
+    constant = {"pope": ("yes", 50.0), "mme": ("Yes", 350.0), "mmbench": ("A", 0.0)}
+    protocols = {
+        f"{name}@miniature": {
+            "version": 1,
+            "digest": base.digest(name),
+            "rows": len(frame),
+            "constant": dict(zip(("answer", "value"), constant.get(name, ("C", 26.0)), strict=True)),
+        }
+        for name, frame in asked.items()
+    }
+    base.write_json(
+        folder / "manifest.json",
+        {
+            "preset": {
+                "name": "simulated",
+                "title": "Simulated run",
+                "description": "Numbers drawn by a test, to look at the report.",
+                "protocols": list(protocols),
+                "recipes": students,
+                "seeds": list(seeds),
+                "data": {"label_noise": 0.25, "blindness": 0.0, "images": 1200, "seed": 0},
+            },
+            "students": students,
+            "seeds": list(seeds),
+            "protocols": protocols,
+            "versions": {"python": "3.11.2", "torch": "2.13.0", "lmms-eval": "0.7.3", "transformers": "5.17.0"},
+            "git_commit": "0" * 40,
+            "hardware": {"machine": "x86_64", "cores": 2, "memory_gib": 24},
+            "threads": 1,
+            "weights": {"teacher": "ab" * 32, "base": "cd" * 32, "tower": "ef" * 32},
+            "overrides": {},
+            "command": "python -m harness.run --students all",
+        },
+    )
+
+
+def _replies(folder: Path, student: str, seed: int, benchmark: str, frame: pd.DataFrame, prediction: np.ndarray) -> None:
+    rows = [
+        {"id": i, "cluster": c, "group": g, "prompt_sha256": "0" * 64, "reply": str(p), "tokens": 2}
+        for i, c, g, p in zip(frame["id"], frame["cluster"], frame["group"], prediction, strict=True)
+    ]
+    base.write_jsonl(folder / "replies" / student / f"seed{seed}" / f"{benchmark}@miniature.jsonl", rows)
+
+
+def _images(folder: Path, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(24):
+        pixels = np.full((60, 60, 3), 235, dtype=np.uint8)
+        for _ in range(3):
+            x, y = rng.integers(0, 45, 2)
+            pixels[y : y + 14, x : x + 14] = rng.integers(0, 255, 3)
+        Image.fromarray(pixels).save(folder / f"{k:016x}.png")
+
+
+def _training(folder: Path, student: str, steps: int, rng: np.random.Generator) -> None:
+    channels, _, weighting = student.partition("@")
+    names = channels.split("+")
+    other = [c for c in names if c != "ce"]
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, betas = [], []
+    ids = [f"train-{k:04d}" for k in range(600)]
+    noisy, wrong = rng.random(600) < 0.25, rng.random(600) < 0.3
+    taste = rng.normal(0.0, 0.5, 600) - 0.6 * wrong
+    fixed = {"fixed@lambda0.3": 0.3, "fixed@lambda4": 4.0}.get(weighting, 1.0)
+    for step in range(steps):
+        done = step / steps
+        loss = {"ce": 0.9 + 1.2 * np.exp(-4 * done) + rng.normal(0, 0.05)}
+        loss |= {c: (0.15 + 0.8 * np.exp(-5 * done)) * np.exp(rng.normal(0, 0.1)) for c in other}
+        weight = {c: 1.0 if c == "ce" else (np.exp(1.2 * done) if weighting in ("task", "instance") else fixed) for c in names}
+        lines.append(
+            {
+                "step": step,
+                "loss": loss,
+                "weight": weight,
+                "weighted": {c: weight[c] * loss[c] for c in names},
+                "regulariser": -0.5,
+                "total": sum(weight[c] * loss[c] for c in names),
+                "lr": 1e-3,
+                "weighting_lr": 1e-2,
+                "grad_norm": 1.0,
+                "samples": 32,
+                "tokens": 80,
+                "seconds": 0.1,
+            }
+        )
+        if other and step % 10 == 0:
+            for k in rng.choice(600, 64, replace=False):
+                beta = weight[other[0]] * (np.exp(taste[k] * done * 1.5) if weighting == "instance" else 1.0)
+                betas.append(
+                    (step, ids[k], other[0], float(beta), 0.3, float(rng.gamma(2, 0.3)), bool(~wrong[k]), bool(noisy[k]))
+                )
+    (folder / "dynamics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = ["step", "id", "channel", "beta", "energy", "teacher_entropy", "teacher_correct", "noisy"]
+    pd.DataFrame(betas, columns=columns).to_parquet(folder / "betas.parquet")
