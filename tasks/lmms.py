@@ -1,0 +1,264 @@
+"""Any Hugging Face image-text-to-text checkpoint as an lmms-eval model, and its log-probabilities of gold answers.
+
+Greedy decoding in batches without padding: only prompts of exactly equal token length and equal images' sizes share a
+batch, so that no padding token ever enters a reply. Preprocessing is PIL's on every machine: the torchvision-backed
+variants differ by up to 0.03 in normalised pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from harness.base import UserError
+from tasks import engine
+from tasks.bridge import prompts
+from tasks.questions import Pixels
+
+__all__ = ["CheckpointModel", "prompts"]
+
+Floats32 = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+_Picture = Image.Image | Pixels
+
+
+def verify(folder: str | Path) -> Path:
+    """Return ``folder`` if it holds a whole checkpoint: configuration, and weight files that open.
+
+    Raises:
+        UserError: naming the file that is missing, truncated or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder / 'config.json'} is missing: {folder} is not a Hugging Face checkpoint folder")
+    weights = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{index} is damaged ({type(error).__name__}: {error})") from error
+        absent = sorted(listed - {path.name for path in weights})
+        if absent:
+            raise UserError(f"{folder / absent[0]} is missing, but {index.name} lists it")
+    if not weights:
+        raise UserError(f"{folder / 'model.safetensors'} is missing: the checkpoint has no weights")
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is truncated or damaged ({error})") from error
+    return folder
+
+
+def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return model and processor of a checkpoint folder; see :func:`verify` for the errors."""
+    import transformers
+
+    verify(folder)
+    library: Any = transformers  # its annotations say less than its documentation
+    bars = library.utils.logging.is_progress_bar_enabled()
+    library.utils.logging.disable_progress_bar()  # one bar per student would tear the command's own
+    try:
+        model, report = library.AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+        processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise UserError(
+            f"{folder} cannot be loaded as an image-text-to-text checkpoint ({type(error).__name__}: {reason})"
+        ) from error
+    finally:
+        if bars:
+            library.utils.logging.enable_progress_bar()
+    if report["missing_keys"]:
+        raise UserError(f"{folder} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}")
+    if getattr(processor, "chat_template", None) is None:
+        raise UserError(f"{folder}: the processor has no chat template (chat_template.jinja), so prompts cannot be rendered")
+    return model, processor
+
+
+class CheckpointModel(engine.lmms):  # type: ignore[misc]
+    """A checkpoint folder behind lmms-eval's "simple" model interface."""
+
+    is_simple = True
+
+    def __init__(
+        self,
+        folder: str | Path,
+        batch_size: int = 64,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        progress: Progress | None = None,
+    ) -> None:
+        """Load a checkpoint.
+
+        Args:
+            folder: Hugging Face folder (safetensors, config, processor with a chat template).
+            batch_size: most prompts in one forward pass.
+            device: where to run.
+            dtype: of the weights; float32 for reproducible scores on CPU.
+            progress: called with (prompts done, prompts in all) after every batch.
+
+        Raises:
+            UserError: naming what is missing or damaged.
+        """
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; allowed: 1 or more")
+        self.model, self.processor = _load(Path(folder), dtype)
+        self.model.to(device).eval()
+        self.batch_size = batch_size
+        self.progress = progress
+        tokenizer = self.processor.tokenizer
+        stop = self.model.generation_config.eos_token_id
+        stop = tokenizer.eos_token_id if stop is None else stop
+        if stop is None or tokenizer.eos_token_id is None:
+            raise UserError(f"{folder} names no end-of-sequence token, so replies would never end")
+        self._stop = [int(token) for token in (stop if isinstance(stop, (list, tuple)) else [stop])]
+        self._eos = int(tokenizer.eos_token_id)
+
+    # ---- lmms-eval's interface ---------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[engine.Instance]) -> list[engine.GenerationResult]:
+        """Return one reply per request, in the requests' order, with token counts (the end token counts as output)."""
+        texts, pictures, options = [], [], []
+        for request in requests:
+            prompt, generation, doc_to_visual, doc_id, task, split = request.args
+            texts.append(str(prompt))
+            pictures.append(list(doc_to_visual(self.task_dict[task][split][doc_id])))
+            options.append((int(generation["max_new_tokens"]), tuple(generation["until"])))
+        results: list[engine.GenerationResult | None] = [None] * len(requests)
+        done = 0
+        for setting in dict.fromkeys(options):
+            chosen = [n for n, option in enumerate(options) if option == setting]
+            for batch, inputs in self._batches(texts, pictures, chosen):
+                for n, result in zip(batch, self._generate(inputs, *setting), strict=True):
+                    results[n] = result
+                done += len(batch)
+                if self.progress is not None:
+                    self.progress(done, len(requests))
+        return [result for result in results if result is not None]
+
+    def generate_until_multi_round(self, requests: list[engine.Instance]) -> list[str]:
+        """Refuse: no protocol here has several rounds."""
+        raise NotImplementedError("protocols here ask one question at a time")
+
+    def loglikelihood(self, requests: list[engine.Instance]) -> list[tuple[float, bool]]:
+        """Refuse: no protocol here ranks continuations; diagnostics use :meth:`gold_logprobs`."""
+        raise NotImplementedError("protocols here generate; see gold_logprobs for likelihoods")
+
+    def clean(self) -> None:
+        """Keep the model: the inherited method deletes it, so it could be evaluated only once."""
+
+    # ---- batches -----------------------------------------------------------------------------------------------------------
+
+    def _render(self, prompt: str, count: int) -> str:
+        """Return the chat-formatted text of a prompt with ``count`` images, up to where the reply starts."""
+        content: list[dict[str, str]] = [{"type": "image"}] * count + [{"type": "text", "text": prompt}]
+        turns = [{"role": "user", "content": content}]
+        return str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+    def _batches(
+        self, texts: Sequence[str], pictures: Sequence[Sequence[_Picture]], chosen: Sequence[int]
+    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """Yield the indices of prompts that need no padding together, and their model inputs."""
+        rendered = {n: self._render(texts[n], len(pictures[n])) for n in chosen}
+        bos = self.processor.tokenizer.bos_token
+        special = bos is None or not next(iter(rendered.values()), "").startswith(bos)  # the template may bring its own
+        ids = self.processor.tokenizer(list(rendered.values()), add_special_tokens=special)["input_ids"]
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for n, tokens in zip(rendered, ids, strict=True):
+            sizes = tuple(p.shape if isinstance(p, np.ndarray) else p.size for p in pictures[n])
+            groups.setdefault((len(tokens), sizes), []).append(n)
+        for members in groups.values():
+            for start in range(0, len(members), self.batch_size):
+                batch = members[start : start + self.batch_size]
+                shown = [list(pictures[n]) for n in batch]
+                images = {"images": [p for each in shown for p in each] if len(shown[0]) == 1 else shown} if shown[0] else {}
+                text = [rendered[n] for n in batch]
+                made = self.processor(text=text, **images, return_tensors="pt", add_special_tokens=special)
+                yield batch, {key: value.to(self.model.device) for key, value in made.items()}
+
+    @torch.inference_mode()
+    def _generate(self, inputs: dict[str, torch.Tensor], limit: int, until: Sequence[str]) -> list[engine.GenerationResult]:
+        import transformers
+
+        tokenizer = self.processor.tokenizer
+        pad = self._eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        library: Any = transformers
+        greedy = library.GenerationConfig(
+            max_new_tokens=limit, do_sample=False, num_beams=1, eos_token_id=self._stop, pad_token_id=pad, use_cache=True
+        )
+        start = inputs["input_ids"].shape[1]
+        output = self.model.generate(**inputs, generation_config=greedy)[:, start:].tolist()
+        results = []
+        for tokens in output:
+            ends = [position for position, token in enumerate(tokens) if token in self._stop]
+            length = ends[0] + 1 if ends else len(tokens)
+            text = tokenizer.decode(tokens[: ends[0]] if ends else tokens, skip_special_tokens=True)
+            for mark in until:
+                text = text.split(mark)[0]
+            results.append(engine.GenerationResult(text.strip(), engine.TokenCounts(input_tokens=start, output_tokens=length)))
+        return results
+
+    # ---- diagnostics -------------------------------------------------------------------------------------------------------
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Return the tokens of a gold reply with its end token, as students are trained on them.
+
+        Raises:
+            UserError: for a reply without tokens.
+        """
+        ids = [int(token) for token in self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]]
+        if not ids:
+            raise UserError(f"the gold answer {answer!r} has no tokens")
+        return [*ids, self._eos]
+
+    @torch.inference_mode()
+    def gold_logprobs(self, prompts: Sequence[str], images: Sequence[Pixels | None], answers: Sequence[str]) -> list[Floats32]:
+        """Return what the model predicts at each token of the gold replies, given prompt and preceding gold tokens.
+
+        Args:
+            prompts: without chat template.
+            images: uint8 [H, W, 3], or None for a prompt without an image.
+            answers: gold replies.
+
+        Returns:
+            Per prompt, float32 [tokens of the reply and its end token, V]: log-probabilities in nats.
+        """
+        targets = [self.answer_ids(answer) for answer in answers]
+        pictures: list[list[_Picture]] = [[] if image is None else [image] for image in images]
+        results: list[Floats32 | None] = [None] * len(prompts)
+        for length in dict.fromkeys(len(target) for target in targets):
+            chosen = [n for n, target in enumerate(targets) if len(target) == length]
+            for batch, inputs in self._batches(prompts, pictures, chosen):
+                # the last target is only ever predicted, so it is not fed
+                fed = torch.tensor([targets[n][:-1] for n in batch], device=self.model.device)
+                logits = self.model(**_extended(inputs, fed), use_cache=False).logits[:, -length:]
+                values = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+                for n, value in zip(batch, values, strict=True):
+                    results[n] = value
+        return [result for result in results if result is not None]
+
+
+def _extended(inputs: dict[str, torch.Tensor], fed: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Append tokens [B, T] to every per-token input [B, L]: attended to, and of the text's type (0)."""
+    shape = inputs["input_ids"].shape
+    extra = {"input_ids": fed, "attention_mask": torch.ones_like(fed)}
+    longer = {
+        key: torch.cat([value, extra.get(key, torch.zeros_like(fed)).to(value.dtype)], dim=1)
+        for key, value in inputs.items()
+        if value.shape == shape
+    }
+    return {**inputs, **longer}
