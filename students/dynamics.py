@@ -1,0 +1,172 @@
+"""What a student's training leaves on record: losses and weights per step, betas per sample, logit histograms.
+
+Nothing is read from the device step by step: a step's numbers stay there until the next flush, which also finds out whether
+they are finite and, from the samples kept beside them, where they stopped being so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from harness.base import atomic_path
+
+if TYPE_CHECKING:
+    from students.data.samples import TrainingSet
+    from students.teachers import TeacherSignal
+
+BINS = 100
+SNAPSHOT_LIMIT = 1_000_000  # logits kept per snapshot; a regular stride thins out more
+BETAS = {
+    "step": "int32", "id": "str", "channel": "str", "beta": "float32", "energy": "float32",
+    "teacher_entropy": "float32", "teacher_correct": "bool", "noisy": "bool",
+}  # fmt: skip
+
+
+@dataclass
+class Step:
+    """One step's record, still on the device.
+
+    Attributes:
+        step: 1-based number.
+        indices: the B samples' numbers.
+        losses: [K, B] float32, one row per channel.
+        weights: [K, B] float32.
+        scalars: [3] float32: regulariser, total, gradient norm.
+        lr, weighting_lr: rates that this step used (weighting_lr 0 for a weighting without parameters).
+        tokens: N.
+        seconds: wall time of the step.
+    """
+
+    step: int
+    indices: tuple[int, ...]
+    losses: Tensor
+    weights: Tensor
+    scalars: Tensor
+    lr: float
+    weighting_lr: float
+    tokens: int
+    seconds: float
+
+
+class Recorder:
+    """Collects steps and writes dynamics.jsonl, betas.parquet and snapshots.npz into ``out``."""
+
+    def __init__(
+        self, out: Path, channels: Sequence[str], data: TrainingSet, signal: TeacherSignal | None, betas_every: int, steps: int
+    ) -> None:
+        self.out, self.channels, self.data, self.signal = out, tuple(channels), data, signal
+        self.betas_every, self.steps = betas_every, steps
+        self.pending: list[Step] = []
+        self.betas: list[pd.DataFrame] = []
+        self.final: dict[str, float] = {}
+        self.snapshots: dict[str, tuple[int, Tensor]] = {}
+        (out / "dynamics.jsonl").write_text("", encoding="utf-8")
+
+    def add(self, step: Step) -> None:
+        """Keep a step's tensors until the next :meth:`flush`."""
+        self.pending.append(step)
+
+    def flush(self) -> None:
+        """Read the pending steps from the device, write them, and check them.
+
+        Raises:
+            FloatingPointError: naming the first step that was not finite, its channel and its samples. The steps before it
+                are on disk.
+        """
+        if not self.pending:
+            return
+        widths = [len(s.indices) for s in self.pending]
+        # one transfer for everything: [2K, sum of B] and [steps, 3]
+        table = torch.cat([torch.cat([s.losses, s.weights]) for s in self.pending], 1).cpu().numpy()
+        scalars = torch.stack([s.scalars for s in self.pending]).cpu().numpy()
+        lines = []
+        try:
+            parts = np.split(table, np.cumsum(widths)[:-1], axis=1)
+            for step, part, row in zip(self.pending, parts, scalars, strict=True):
+                losses, weights = np.split(part, 2)
+                self._check(step, losses, weights, row)
+                lines.append(json.dumps(self._line(step, losses, weights, row), allow_nan=False) + "\n")
+                if step.step % self.betas_every == 0 or step.step in (1, self.steps):
+                    self._keep_betas(step, losses, weights)
+        finally:
+            with (self.out / "dynamics.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+            self.pending = []
+
+    def _check(self, step: Step, losses: np.ndarray, weights: np.ndarray, row: np.ndarray) -> None:
+        for what, values in (("channel", losses), ("weight of channel", weights)):
+            bad = {c: np.flatnonzero(~np.isfinite(v)) for c, v in zip(self.channels, values, strict=True)}
+            for channel, where in bad.items():
+                if len(where):
+                    others = [c for c in self.channels if c != channel and len(bad[c])]
+                    also = f" (also: {', '.join(others)})" if others else ""
+                    ids = [self.data.samples[step.indices[k]].id for k in where]
+                    listed = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
+                    raise FloatingPointError(
+                        f"{what} {channel!r} is not finite at step {step.step}{also};"
+                        f" {len(ids)} of {len(step.indices)} samples: {listed}"
+                    )
+        for name, value in zip(("regulariser", "total", "gradient norm"), row, strict=True):
+            if not np.isfinite(value):
+                ids = [self.data.samples[k].id for k in step.indices[:8]]
+                raise FloatingPointError(
+                    f"the {name} is {value} at step {step.step} though every channel ({', '.join(self.channels)}) is finite;"
+                    f" samples: {', '.join(ids)}, ..."
+                )
+
+    def _line(self, step: Step, losses: np.ndarray, weights: np.ndarray, row: np.ndarray) -> dict[str, object]:
+        def means(values: np.ndarray) -> dict[str, float]:
+            return {c: float(v) for c, v in zip(self.channels, values.mean(1, dtype=np.float64), strict=True)}
+
+        self.final = means(weights)
+        return {
+            "step": step.step, "loss": means(losses), "weight": self.final, "weighted": means(losses * weights),
+            "regulariser": float(row[0]), "total": float(row[1]), "lr": step.lr, "weighting_lr": step.weighting_lr,
+            "grad_norm": float(row[2]), "samples": len(step.indices), "tokens": step.tokens, "seconds": round(step.seconds, 6),
+        }  # fmt: skip
+
+    def _keep_betas(self, step: Step, losses: np.ndarray, weights: np.ndarray) -> None:
+        if self.signal is None:
+            return
+        where = list(step.indices)
+        for channel, loss, weight in zip(self.channels, losses, weights, strict=True):
+            if channel == "ce":
+                continue
+            columns: Mapping[str, object] = {
+                "step": step.step, "id": [self.data.samples[k].id for k in where], "channel": channel,
+                "beta": weight, "energy": loss,
+                "teacher_entropy": self.signal.entropy[where], "teacher_correct": self.signal.correct[where],
+                "noisy": [self.data.samples[k].noisy for k in where],
+            }  # fmt: skip
+            self.betas.append(pd.DataFrame(columns))
+
+    def snapshot(self, when: str, step: int, **logits: Tensor) -> None:
+        """Keep logits [N, V] by owner ("student", "teacher") for the histograms of an "early" or "late" moment."""
+        for owner, values in logits.items():
+            flat = values.detach().float().reshape(-1)
+            self.snapshots[f"{owner}_{when}"] = (step, flat[:: -(-flat.numel() // SNAPSHOT_LIMIT)].cpu())
+
+    def finish(self) -> None:
+        """Write the betas and the histograms; call :meth:`flush` before."""
+        frame = pd.concat(self.betas) if self.betas else pd.DataFrame({name: [] for name in BETAS})
+        types = {name: kind for name, kind in BETAS.items() if kind != "str"}
+        with atomic_path(self.out / "betas.parquet") as path:
+            frame.astype(types).astype({"id": "string", "channel": "string"}).to_parquet(path, index=False)
+        finite = {name: values[values.isfinite()].numpy() for name, (_, values) in self.snapshots.items()}
+        low, high = min(float(v.min()) for v in finite.values()), max(float(v.max()) for v in finite.values())
+        edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+        arrays: dict[str, np.ndarray] = {"edges": edges}
+        for name, values in finite.items():
+            arrays[name] = np.histogram(values, edges)[0]  # counts; banned (-inf) logits are left out
+            arrays[f"{name.split('_')[1]}_step"] = np.array(self.snapshots[name][0])
+        with atomic_path(self.out / "snapshots.npz") as path, path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
