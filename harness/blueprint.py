@@ -1,0 +1,328 @@
+"""From a preset and a selection to the list of stages: what is trained on what, evaluated on what, collected into what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tasks
+from harness import store
+from harness.base import UserError, digest_folder
+from harness.config import Models, Preset, Train, load_recipe, load_variant, model_path
+from harness.plan import Stage, survey
+from harness.stages import collect, data, evaluate, models, student
+from students.recipe import RESERVED, Recipe
+
+#: Estimated seconds per stage kind where the preset names none.
+_SECONDS = {"data": 10, "questions": 10, "model": 120, "signal": 20, "student": 30, "evaluate": 4, "collect": 2, "report": 15}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one protocol: a cell of the main table. ``seed`` is None for the teacher and the base."""
+
+    name: str
+    seed: int | None
+    protocol: str
+
+    @property
+    def job(self) -> str:
+        """The job that evaluates this model."""
+        return f"evaluate/{self.name}" + ("" if self.seed is None else f"/seed{self.seed}")
+
+    @property
+    def stage(self) -> str:
+        """The stage that fills this cell."""
+        return f"{self.job}/{self.protocol}"
+
+    @property
+    def stem(self) -> str:
+        """The cell's files without their suffixes, relative to the run folder; given models use ``seed0``."""
+        return f"replies/{self.name}/seed{self.seed or 0}/{self.protocol}"
+
+
+def cells(recipes: Iterable[Recipe], seeds: Sequence[int], protocols: Sequence[str]) -> list[Cell]:
+    """Return every cell of a selection, the teacher's and the base's included."""
+    names: list[tuple[str, int | None]] = [(name, None) for name in RESERVED]
+    names += [(recipe.name, seed) for recipe in recipes for seed in seeds]
+    return [Cell(name, seed, protocol) for name, seed in names for protocol in protocols]
+
+
+def student_folder(recipe: str, seed: int) -> str:
+    """Return the folder of one student, relative to the run folder."""
+    return f"students/{recipe}/seed{seed}"
+
+
+def widened(root: Path, preset: Preset, models: Models, limit: int | None, wanted: Sequence[Cell]) -> list[Cell]:
+    """Return ``wanted`` and every other cell that the run folder holds, up to date, under the same configuration.
+
+    So a command for one more student, seed or task adds to the report instead of replacing it.
+    """
+    found = [cell for cell in map(_cell, store.entries(root)) if cell is not None and cell not in wanted]
+    candidates = [*wanted, *found]
+    done = survey(root, Blueprint(preset, models, limit, candidates).stages())
+    return [*wanted, *(cell for cell in found if cell.stage in done)]
+
+
+def _cell(entry: store.Entry) -> Cell | None:
+    """Read back the cell that a ledger entry fills; None for other stages, and for names that mean nothing any more."""
+    head, *parts = entry.stage.split("/")
+    if head != "evaluate" or parts[-1] not in tasks.names():
+        return None
+    if len(parts) == 2 and parts[0] in RESERVED:
+        return Cell(parts[0], None, parts[1])
+    try:
+        recipe = load_recipe(parts[0])
+    except UserError:  # a recipe whose energy, weighting or variant was since removed is no part of this plan
+        return None
+    return Cell(recipe.name, int(parts[1].removeprefix("seed")), parts[2])
+
+
+class Blueprint:
+    """Builds the stages of a preset for some cells of its table.
+
+    Args:
+        preset: the experiment.
+        models: given or trained; the preset's, or those of :func:`harness.config.retrained`.
+        limit: whole clusters per protocol, or None for the preset's.
+        wanted: the cells; their order does not matter.
+    """
+
+    def __init__(self, preset: Preset, models: Models, limit: int | None, wanted: Iterable[Cell]) -> None:
+        self.preset = preset
+        self.models = models
+        self.limit = limit if limit is not None else preset.evaluation.limit
+        listed = [*RESERVED, *(load_recipe(r).name for r in preset.recipes)]
+        rank = {name: number for number, name in enumerate([*listed, *preset.protocols])}
+        last = len(rank)
+        self.cells = sorted(
+            set(wanted),
+            key=lambda c: (rank.get(c.name, last), c.name, c.seed or 0, rank.get(c.protocol, last), c.protocol),
+        )
+        self.protocols = sorted({c.protocol for c in self.cells}, key=lambda p: (rank.get(p, last), p))
+        self.students = list(dict.fromkeys((c.name, c.seed) for c in self.cells if c.seed is not None))
+        self._stages: list[Stage] = []
+        self._given: dict[str, str] = {}
+
+    def stages(self) -> list[Stage]:
+        """Return every stage, each after what it reads."""
+        self._stages = []
+        self._data()
+        self._questions()
+        for role in ("tower", "teacher", "base"):
+            if isinstance(self._source(role), Train):
+                self._model(role)
+        self._signal()
+        given = [c for c in self.cells if c.seed is None]
+        for cell in given:
+            self._evaluation(cell, self._place(cell.name))
+        # all students of one seed before the next seed's, so that an interrupted run of three seeds holds whole tables
+        for name, seed in sorted(self.students, key=lambda pair: pair[1]):
+            self._student(name, seed)
+        for cell in self.cells:
+            if cell.seed is not None:
+                self._evaluation(cell, f"{student_folder(cell.name, cell.seed)}/student")
+        self._collect()
+        self._report()
+        return self._stages
+
+    def given(self) -> dict[str, str]:
+        """Return the digests of the given models, by role."""
+        for role in ("tower", "teacher", "base"):
+            source = self._source(role)
+            if isinstance(source, str) and role not in self._given:
+                self._given[role] = digest_folder(model_path(source))
+        return dict(self._given)
+
+    def made(self) -> dict[str, str]:
+        """Return where the models lie that the run makes itself, by role."""
+        return {role: models.target(role) for role in ("tower", "teacher", "base") if isinstance(self._source(role), Train)}
+
+    def _source(self, role: str) -> str | Train | None:
+        source: str | Train | None = getattr(self.models, role)
+        return source
+
+    def _place(self, role: str) -> str:
+        """Return where a model lies: absolute when it is given, relative to the run folder when the run makes it."""
+        source = self._source(role)
+        return models.target(role) if isinstance(source, Train) else str(model_path(str(source)))
+
+    def _inputs(self, role: str) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Return (reads, given) for a model."""
+        made = isinstance(self._source(role), Train)
+        return ((models.target(role),), {}) if made else ((), {role: self.given()[role]})
+
+    def _add(self, stage: Stage) -> None:
+        cost = self.preset.seconds.get(stage.kind, _SECONDS[stage.kind])
+        self._stages.append(replace(stage, job=stage.job or stage.id, cost=cost))
+
+    # ---- the kinds of stages, in order -------------------------------------------------------------------------------------
+
+    def _data(self) -> None:
+        trained_on = [data.training_facts(tasks.protocol(name)) for name in self.preset.protocols]
+        self._add(
+            Stage(
+                id="data",
+                kind="data",
+                run="harness.stages.data:training",
+                version=data.STAGE_VERSION,
+                config={"protocols": trained_on, "data": self.preset.data.model_dump(mode="json")},
+                targets=("data",),
+            )
+        )
+
+    def _questions(self) -> None:
+        asked = [data.evaluation_facts(tasks.protocol(name)) for name in self.protocols]
+        self._add(
+            Stage(
+                id="questions",
+                kind="questions",
+                run="harness.stages.data:questions",
+                version=data.STAGE_VERSION,
+                config={"protocols": asked, "limit": self.limit},
+                targets=("questions", "images"),
+            )
+        )
+
+    def _model(self, role: str) -> None:
+        source = self._source(role)
+        options = source.train.model_dump(mode="json") if isinstance(source, Train) else {}
+        reads: tuple[str, ...] = ("data",)
+        given: dict[str, str] = {}
+        places: dict[str, str] = {}
+        if role != "tower" and self._source("tower") is not None:
+            more, given = self._inputs("tower")
+            reads, places = (*reads, *more), {"tower": self._place("tower")}
+        self._add(
+            Stage(
+                id=f"model/{role}",
+                kind="model",
+                run="harness.stages.models:train",
+                version=models.STAGE_VERSION,
+                config={"role": role, "train": options, "threads": self.preset.threads},
+                targets=(models.target(role), models.record(role)),
+                reads=reads,
+                given=given,
+                places=places,
+            )
+        )
+
+    def _signal(self) -> None:
+        reads, given = self._inputs("teacher")
+        packing = self.preset.training.model_dump(mode="json", include={"rows", "turns"})  # shapes the arithmetic of the pass
+        self._add(
+            Stage(
+                id="teacher/signal",
+                kind="signal",
+                run="harness.stages.student:signal",
+                version=student.STAGE_VERSION,
+                config={"training": packing, "threads": self.preset.threads},
+                targets=(student.SIGNAL,),
+                reads=("data", *reads),
+                given=given,
+                places={"teacher": self._place("teacher")},
+            )
+        )
+
+    def _student(self, name: str, seed: int) -> None:
+        reads, given = self._inputs("base")
+        recipe = load_recipe(name)
+        variant = load_variant(recipe.variant).model_dump(exclude={"description"}) if recipe.variant else None
+        config = {
+            "recipe": name,
+            "variant": variant,
+            "training": self.preset.training.model_dump(mode="json"),
+            "seed": seed,
+            "threads": self.preset.threads,
+        }
+        self._add(
+            Stage(
+                id=f"student/{name}/seed{seed}",
+                kind="student",
+                run="harness.stages.student:distil",
+                version=student.STAGE_VERSION,
+                config=config,
+                targets=(student_folder(name, seed),),
+                reads=("data", student.SIGNAL, *reads),
+                given=given,
+                places={"base": self._place("base"), "teacher": self._place("teacher")},
+            )
+        )
+
+    def _evaluation(self, cell: Cell, checkpoint: str) -> None:
+        """Add the stage of one cell; a model's cells are one job, so that it is loaded once."""
+        reads, given = ((checkpoint,), {}) if cell.seed is not None else self._inputs(cell.name)
+        targets = tuple(f"{cell.stem}{suffix}" for suffix in evaluate.SUFFIXES)
+        gold = evaluate.gold(cell.protocol)
+        config = {
+            "name": cell.name,
+            "protocol": data.evaluation_facts(tasks.protocol(cell.protocol)),
+            "limit": self.limit,
+            "batch_size": self.preset.evaluation.batch_size,
+            "threads": self.preset.threads,
+        }
+        self._add(
+            Stage(
+                id=cell.stage,
+                kind="evaluate",
+                run="harness.stages.evaluate:run",
+                version=evaluate.STAGE_VERSION,
+                config=config,
+                targets=(*targets, gold) if cell.name == "teacher" else targets,
+                reads=reads if cell.name == "teacher" else (*reads, gold),
+                given=given,
+                places={"checkpoint": checkpoint},
+                job=cell.job,
+                resumes=True,
+            )
+        )
+
+    def _collect(self) -> None:
+        rows = [
+            {
+                "student": cell.name,
+                "kind": "student" if cell.seed is not None else cell.name,
+                "seed": cell.seed,
+                "protocol": cell.protocol,
+                "stem": cell.stem,
+            }
+            for cell in self.cells
+        ]
+        self._add(
+            Stage(
+                id="collect",
+                kind="collect",
+                run="harness.stages.collect:collect",
+                version=collect.STAGE_VERSION,
+                config={"rows": rows},
+                targets=collect.TARGETS,
+                reads=tuple(f"{cell.stem}{suffix}" for cell in self.cells for suffix in evaluate.SUFFIXES[1:]),
+            )
+        )
+
+    def _report(self) -> None:
+        dynamics = [f"{student_folder(name, seed)}/{file}" for name, seed in self.students for file in collect.DYNAMICS]
+        self._add(
+            Stage(
+                id="report",
+                kind="report",
+                run="harness.stages.collect:report",
+                version=collect.STAGE_VERSION,
+                config=self._report_facts(),
+                targets=("report",),
+                reads=(*collect.TARGETS, "questions", "images", *dynamics),
+                given={"layouts": collect.layouts_digest(), **self.given()},
+            )
+        )
+
+    def _report_facts(self) -> Mapping[str, Any]:
+        """Return what the report says that is in none of the files it reads: captions, selection, settings."""
+        captions = {name: [tasks.protocol(name).title, tasks.protocol(name).description] for name in self.protocols}
+        return {
+            "preset": self.preset.model_dump(mode="json", exclude={"seconds", "workers"}),
+            "students": [list(pair) for pair in self.students],
+            "protocols": captions,
+            "limit": self.limit,
+        }

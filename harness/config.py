@@ -1,0 +1,212 @@
+"""Presets: one YAML file per experiment, checked against a schema; and the variants that recipes name.
+
+A preset is a file of ``harness/presets/`` called by its name, or any file called by its path. ``extends: NAME`` takes over
+another preset's fields; sections (mappings) are merged field by field, everything else is replaced.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt, RootModel
+
+from harness.base import Strict, UserError, parse, read_yaml, unknown
+from harness.pretraining import Making
+from students.options import DistilOptions
+from students.recipe import Recipe, Variant
+from students.recipe import parse as parse_recipe
+
+FOLDER = Path(__file__).parent / "presets"
+#: What a path to something inside an installed package starts with, in a preset.
+PACKAGE = "package:"
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Train(Strict):
+    """A model that the run makes itself."""
+
+    train: Making
+
+
+class Models(Strict):
+    """Where the models come from: ``package:ROOM/FOLDER``, a path to a Hugging Face folder, or ``{train: {...}}``."""
+
+    teacher: str | Train
+    base: str | Train
+    tower: str | Train | None = None
+
+
+class Data(Strict):
+    """The training data: which split, how much of it, and what is injected into it.
+
+    Attributes:
+        split: of each protocol's source.
+        label_noise: share of answers replaced by a wrong one (0..1).
+        blindness: share of images that the teacher does not see (0..1).
+        images: how many images per benchmark, or None for all.
+        seed: of the injections.
+        options: further options of the source.
+    """
+
+    split: str = "train"
+    label_noise: Rate = 0.0
+    blindness: Rate = 0.0
+    images: PositiveInt | None = None
+    seed: Seed = 0
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Evaluation(Strict):
+    """How the protocols are run: questions per batch, and how many whole clusters of each (None: all)."""
+
+    batch_size: PositiveInt = 64
+    limit: PositiveInt | None = None
+
+
+class Preset(Strict):
+    """One experiment.
+
+    Attributes:
+        name: also the default folder, ``runs/NAME``.
+        title: one line, shown by ``--list`` and as the report's heading.
+        description: a paragraph for the report: what is compared, on what, with what caveats.
+        protocols: ``benchmark@protocol``, one per benchmark.
+        models: given or trained.
+        retrain: a YAML file (``package:...`` or a path) that says per role how the given models were made, which
+            ``--retrain-teacher`` does again; None where they cannot be remade.
+        training: of every student.
+        recipes: the students that ``--students all`` means.
+        seeds: the seeds that a run without ``--seeds`` does.
+        threads: torch threads of each worker; part of every trained model's digest, because it changes the arithmetic.
+        workers: processes; changes only the time a run takes.
+        seconds: rough seconds per stage kind on two quiet cores, for estimates only.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+    title: str
+    description: str
+    protocols: Annotated[tuple[str, ...], Field(min_length=1)]
+    models: Models
+    retrain: str | None = None
+    data: Data = Data()
+    training: DistilOptions
+    evaluation: Evaluation = Evaluation()
+    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    threads: PositiveInt = 1
+    workers: PositiveInt = 2
+    seconds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with the package."""
+    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
+
+
+def load_preset(name: str) -> Preset:
+    """Load a preset by name, or by path when ``name`` ends in ``.yaml``.
+
+    Raises:
+        UserError: for an unknown name, a missing file, a field that is unknown or out of range, or ``extends`` in a circle.
+    """
+    path = _preset_path(name)
+    return parse(Preset, _merged(path, ()), str(path))
+
+
+def _preset_path(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"preset file {path} does not exist")
+        return path
+    if name not in preset_names():
+        raise unknown("preset", name, preset_names())
+    return FOLDER / f"{name}.yaml"
+
+
+def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise UserError(f"{path}: 'extends' goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
+    value = dict(read_yaml(path, RootModel[dict[str, Any]]).root)
+    parent = value.pop("extends", None)
+    if parent is None:
+        return value
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: field 'extends' must name a preset, got {parent!r}")
+    beside = path.parent / parent
+    source = beside.resolve() if parent.endswith((".yaml", ".yml")) and beside.is_file() else _preset_path(parent)
+    return _merge(_merged(source, (*seen, path)), value)
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(under)
+    for key, value in over.items():
+        old = result.get(key)
+        # {train: ...} replaces a model as a whole: a path and a recipe for training have no fields in common
+        merge = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = _merge(old, value) if merge and isinstance(old, Mapping) else value
+    return result
+
+
+def variant_names() -> list[str]:
+    """Return the names of the variants that a recipe's third part may be."""
+    return sorted(p.stem for p in (FOLDER / "variants").glob("*.yaml"))
+
+
+def load_variant(name: str) -> Variant:
+    """Load ``harness/presets/variants/NAME.yaml``.
+
+    Raises:
+        UserError: for an unknown name or a field that the schema does not know.
+    """
+    if name not in variant_names():
+        raise unknown("variant", name, variant_names())
+    return read_yaml(FOLDER / "variants" / f"{name}.yaml", Variant)
+
+
+def load_recipe(text: str) -> Recipe:
+    """Parse a recipe and make sure that its variant exists; see :func:`students.recipe.parse` for the errors."""
+    return parse_recipe(text, variant_names())
+
+
+def retrained(preset: Preset) -> Models:
+    """Return the preset's models as the run would make them itself, for ``--retrain-teacher``.
+
+    Raises:
+        UserError: when the preset does not say how, or the file that says so is not there.
+    """
+    if preset.retrain is None:
+        raise UserError(f"--retrain-teacher: preset {preset.name!r} does not say how its models are made (field 'retrain')")
+    path = _resolve(preset.retrain)
+    if not path.is_file():
+        raise UserError(f"preset {preset.name!r}, field 'retrain': {path} does not exist")
+    roles = read_yaml(path, RootModel[dict[str, Making]]).root
+    return parse(Models, {role: {"train": making} for role, making in roles.items()}, str(path))
+
+
+def model_path(source: str) -> Path:
+    """Resolve where a given model lies: ``package:students/...`` inside an installed package, else a path.
+
+    Raises:
+        UserError: when there is no such package or folder.
+    """
+    path = _resolve(source)
+    if not (path / "config.json").is_file():
+        raise UserError(f"model {source!r}: {path} is not a Hugging Face folder (it has no config.json)")
+    return path
+
+
+def _resolve(source: str) -> Path:
+    """Turn ``package:ROOM/PATH`` or a path into an absolute path, which may not exist."""
+    if not source.startswith(PACKAGE):
+        return Path(source).expanduser().resolve()
+    room, _, rest = source.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(room)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{source!r}: there is no package {room!r}")
+    return Path(next(iter(spec.submodule_search_locations))) / rest

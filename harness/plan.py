@@ -1,0 +1,116 @@
+"""The stages of a run, in order: what each reads and writes, and the digest that says whether it has to be done.
+
+The digest of a stage covers its kind, its hand-raised ``STAGE_VERSION``, its configuration, and the *contents* of what it
+reads: outputs of other stages as the ledger records them, and given weights. So a stage is known to be current only when
+everything before it is, and an upstream stage that is repeated with the same result repeats nothing behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import store
+from harness.base import digest
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One unit of work that is done entirely or not at all.
+
+    Attributes:
+        id: its name, and the path of its ledger entry below ``stages/``.
+        kind: groups stages of equal cost; a key of ``Preset.seconds``.
+        run: ``module:function``, called in a worker with a :class:`harness.workers.Context`.
+        version: the module's ``STAGE_VERSION``.
+        config: JSON-able options; part of the digest.
+        targets: files or folders it writes, relative to the run folder.
+        reads: files or folders of earlier stages, relative to the run folder; their contents are part of the digest.
+        given: name -> digest of inputs from outside the run folder; part of the digest.
+        places: name -> where an input lies, absolute or relative to the run folder; not part of the digest.
+        job: stages of one job run one after another in one worker, which keeps what they share in memory.
+        resumes: whether it can go on from the partial output of an earlier attempt.
+        cost: estimated seconds, for progress only.
+    """
+
+    id: str
+    kind: str
+    run: str
+    version: int
+    config: Mapping[str, Any]
+    targets: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    job: str = ""
+    resumes: bool = False
+    cost: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """The name shown to people."""
+        return self.id.replace("/", " ")
+
+
+def producer(path: str, stages: Iterable[Stage]) -> Stage:
+    """Return the stage that writes ``path`` or a folder above it."""
+    for stage in stages:
+        if any(path == t or path.startswith(f"{t}/") for t in stage.targets):
+            return stage
+    raise RuntimeError(f"no stage writes {path}")
+
+
+def upstream(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages whose outputs ``stage`` reads, each once, in plan order."""
+    needed = {producer(path, stages).id for path in stage.reads}
+    return [s for s in stages if s.id in needed]
+
+
+def stage_digest(root: Path, stage: Stage, stages: Sequence[Stage]) -> str:
+    """Return the digest of ``stage``; everything it reads must be complete.
+
+    Raises:
+        RuntimeError: when a stage that it reads from has no ledger entry, or wrote nothing at that path.
+    """
+    inputs: dict[str, str] = {}
+    for path in stage.reads:
+        entry = store.read_entry(root, producer(path, stages).id)
+        found = store.select(entry, path) if entry is not None else None
+        if found is None:
+            raise RuntimeError(f"stage {stage.id} reads {path}, which is not there yet")
+        inputs[path] = found
+    return digest(
+        {
+            "kind": stage.kind,
+            "version": stage.version,
+            "config": dict(stage.config),
+            "given": dict(stage.given),
+            "inputs": inputs,
+        }
+    )
+
+
+def is_current(root: Path, stage: Stage, wanted: str) -> bool:
+    """Say whether ``stage`` is complete with the digest ``wanted``.
+
+    Raises:
+        UserError: when it is, but one of its files was changed since.
+    """
+    entry = store.read_entry(root, stage.id)
+    return entry is not None and entry.digest == wanted and store.is_complete(root, entry)
+
+
+def survey(root: Path, stages: Sequence[Stage]) -> set[str]:
+    """Return the ids of the stages that are complete. ``stages`` are in an order in which each comes after what it reads.
+
+    Raises:
+        UserError: when a file of a complete stage was changed since.
+    """
+    done: set[str] = set()
+    for stage in stages:
+        ready = all(s.id in done for s in upstream(stage, stages))
+        if ready and is_current(root, stage, stage_digest(root, stage, stages)):
+            done.add(stage.id)
+    return done

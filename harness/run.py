@@ -1,0 +1,125 @@
+"""``python -m harness.run``: distil, evaluate, report; or list, plan, export."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from harness import cli, store
+from harness.base import UserError, offline
+
+MODULE = "harness.run"
+_HELP = """Distil every student of a preset, evaluate it, and write the report.
+
+The same command again continues what is missing and repeats nothing.
+
+Examples:
+
+  python -m harness.run --students all
+
+  python -m harness.run --students ce,'ce+fkl@*' --seeds 0,1,2
+
+  python -m harness.run --students ce+cosine_probs@instance --tasks pope,mme --limit 50 --dry-run
+
+  python -m harness.run --export ce+fkl@instance exported/
+"""
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+Students = Annotated[str, typer.Option(help="'all', names, globs, or any recipe spelled out; a comma list. See --list.")]
+PresetName = Annotated[str, typer.Option("--preset", help="An experiment of --list, or the path of a YAML file.")]
+Tasks = Annotated[str, typer.Option("--tasks", help="'all', benchmarks, protocols or globs; a comma list.")]
+Seeds = Annotated[str | None, typer.Option(help="Seeds of the students, such as 0,1,2. Default: the preset's.")]
+Limit = Annotated[int | None, typer.Option(help="Evaluate the first N whole clusters of each protocol only.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/PRESET.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the stages, which are done, and how long the rest takes.")]
+ListAll = Annotated[bool, typer.Option("--list", help="Show presets, students, channels, weightings and protocols.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Export = Annotated[
+    tuple[str, Path] | None, typer.Option(metavar="RECIPE DIR", help="Copy a finished student out, with a model card.")
+]
+Retrain = Annotated[bool, typer.Option("--retrain-teacher", help="Make tower, teacher and base on this machine first.")]
+
+
+
+
+@app.command(help=_HELP)
+def run(
+    students: Students = "all",
+    preset_name: PresetName = "miniature",
+    tasks: Tasks = "all",
+    seeds: Seeds = None,
+    limit: Limit = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    list_all: ListAll = False,
+    device: Device = "auto",
+    export: Export = None,
+    retrain_teacher: Retrain = False,
+) -> None:
+    """Parse the command line and do what it says."""
+    from harness.config import load_preset, load_recipe, retrained
+
+    offline()
+    preset = load_preset(preset_name)
+    if list_all:
+        from harness.listing import show_all
+
+        show_all(cli.console, preset)
+        return
+    from harness import selection
+
+    chosen = selection.students(students, preset)
+    protocols = selection.protocols(tasks, preset)
+    seed_list = selection.seeds(seeds) if seeds is not None else list(preset.seeds)
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit is {limit}; allowed: 1 or more whole clusters")
+    _check_device(device)
+    root = (out or Path("runs") / preset.name).expanduser().resolve()
+    if export is not None:
+        from harness.export import export_student
+
+        target = export_student(root, load_recipe(export[0]).name, seed_list, export[1])
+        cli.console.print(f"{export[0]} is in {target}", soft_wrap=True, highlight=False, markup=False)
+        return
+    store.check_folder(root, preset.name)
+
+    from harness.blueprint import cells
+    from harness.session import Session
+
+    models = retrained(preset) if retrain_teacher else preset.models
+    session = Session(root, preset, models, limit, cells(chosen, seed_list, protocols), cli.console)
+    if dry_run:
+        session.show()
+        return
+    given = {"students": students, "tasks": tasks, "seeds": seeds, "limit": limit, "device": device, "retrain": retrain_teacher}
+    defaults = {"students": "all", "tasks": "all", "seeds": None, "limit": None, "device": "auto", "retrain": False}
+    overrides = {name: value for name, value in given.items() if value != defaults[name]}
+    session.run(_resolved(device), overrides, cli.command_line(MODULE, sys.argv[1:]))
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device is {device!r}; allowed: auto, cpu, cuda")
+    if device == "cuda" and not _has_gpu():
+        raise UserError("--device cuda: torch sees no CUDA device on this machine; use --device cpu or auto")
+
+
+def _resolved(device: str) -> Literal["cpu", "cuda"]:
+    return "cuda" if device == "cuda" or (device == "auto" and _has_gpu()) else "cpu"
+
+
+def _has_gpu() -> bool:
+    """Say whether torch can use a GPU; torch, which takes seconds to import, is asked only where a driver is present."""
+    if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    cli.main(app, MODULE)

@@ -1,0 +1,111 @@
+"""One command at work on one run folder: plan it, carry it out, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from harness import manifest, plan, progress, store
+from harness.blueprint import Blueprint, Cell, widened
+from harness.config import Models, Preset
+from harness.execute import Execution
+from harness.listing import show_plan
+from harness.workers import Settings
+
+#: Stages after which the manifest knows more.
+_TELLING = ("questions", "model")
+
+
+class Session:
+    """One selection of one preset, in one folder.
+
+    Args:
+        root: the run folder.
+        preset: the experiment.
+        models: given or trained.
+        limit: whole clusters per protocol, or None for the preset's.
+        wanted: the cells asked for.
+        console: where to speak.
+    """
+
+    def __init__(
+        self, root: Path, preset: Preset, models: Models, limit: int | None, wanted: Sequence[Cell], console: Console
+    ) -> None:
+        self.root = root
+        self.preset = preset
+        self.console = console
+        self._models, self._limit, self._wanted = models, limit, wanted
+
+    def _plan(self) -> tuple[Blueprint, list[plan.Stage], set[str]]:
+        wanted = widened(self.root, self.preset, self._models, self._limit, self._wanted)
+        blueprint = Blueprint(self.preset, self._models, self._limit, wanted)
+        stages = blueprint.stages()
+        return blueprint, stages, plan.survey(self.root, stages)
+
+    def show(self) -> None:
+        """Print what :meth:`run` would do; writes nothing."""
+        _, stages, done = self._plan()
+        show_plan(self.console, stages, done, self.preset.workers)
+
+    def run(self, device: Literal["cpu", "cuda"], overrides: Mapping[str, object], command: str) -> None:
+        """Do what is not done yet.
+
+        Raises:
+            UserError: when the folder is in use or not ours, a complete file was changed, or a stage refuses its input.
+            StageError: when a stage fails.
+        """
+        with store.locked(self.root, self.preset.name):
+            blueprint, stages, done = self._plan()
+            if len(done) == len(stages):
+                self._say(f"nothing to do: {len(stages)} stages up to date")
+                self._conclude(blueprint)
+                return
+
+            def record(stage: plan.Stage | None) -> None:
+                if stage is None or stage.kind in _TELLING:
+                    manifest.write(self.root, manifest.build(self.root, blueprint, device, overrides, command))
+
+            record(None)
+            self._say(f"{len(stages) - len(done)} of {len(stages)} stages to do in {self.root}")
+            settings = Settings(self.root, device, self.preset.threads)
+            with progress.display(self.console, stages, done, self.preset.workers) as watcher:
+                Execution(stages, done, settings, self.preset.workers, watcher, record).run()
+            self._conclude(blueprint)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def _conclude(self, blueprint: Blueprint) -> None:
+        """Print the main numbers and where the report is."""
+        self.console.print(main_table(self.root, blueprint))
+        page = self.root / "report" / "index.html"
+        self._say(f"report: {page} (and report.md, report.tex beside it)")
+
+
+def main_table(root: Path, blueprint: Blueprint) -> Table:
+    """Return students x protocols, values only, from ``scores.parquet``; intervals and caveats are the report's."""
+    import pandas as pd
+
+    import tasks
+    from tasks.aggregate import cluster_sums
+
+    scores = pd.read_parquet(root / "scores.parquet")
+    protocols = [tasks.protocol(name) for name in blueprint.protocols]
+    table = Table(title=f"{blueprint.preset.title} (values only; intervals are in the report)", title_justify="left")
+    table.add_column("student", no_wrap=True)
+    for protocol in protocols:
+        table.add_column(protocol.name.replace("@", "\n@"), justify="right")
+    for name in dict.fromkeys(cell.name for cell in blueprint.cells):
+        row = [name]
+        for protocol in protocols:
+            part = scores[(scores["student"] == name) & (scores["protocol"] == protocol.name)]
+            seeds = [rows for _, rows in part.groupby("seed", dropna=False)]
+            sums = [cluster_sums(rows, protocol.aggregation) for rows in seeds]
+            values = [float(s.value(s.sums.sum(axis=0))) for s in sums]
+            row.append(f"{sum(values) / len(values):.1f}" if values else "-")
+        table.add_row(*row)
+    return table

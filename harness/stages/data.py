@@ -1,0 +1,134 @@
+"""The training data as plain files, so that training needs no lmms-eval; and the evaluation questions for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.base import UserError, write_json
+
+if TYPE_CHECKING:
+    from harness.workers import Context
+    from students.data.samples import TrainingSet
+    from tasks import Protocol, QuestionSet
+
+#: Raise when the same configuration would give other files.
+STAGE_VERSION = 1
+
+ROWS = "data/train.parquet"
+IMAGES = "data/images.npz"
+
+
+def training(context: Context) -> None:
+    """Write ``data/train.parquet`` (one row per sample) and ``data/images.npz`` (uint8 [H, W, 3] by image key)."""
+    import numpy as np
+
+    import tasks
+    from tasks.training import training_rows
+
+    config = context.config["data"]
+    protocols = [tasks.protocol(facts["name"]) for facts in context.config["protocols"]]
+    options = dict(config["options"])
+    if config["images"] is not None:
+        options["images"] = config["images"]
+    made = training_rows(
+        protocols,
+        split=config["split"],
+        label_noise=config["label_noise"],
+        blindness=config["blindness"],
+        seed=config["seed"],
+        **options,
+    )
+    folder = context.out("data")
+    folder.mkdir(parents=True)
+    made.rows.to_parquet(folder / Path(ROWS).name, index=False)
+    arrays: dict[str, Any] = {key: made.images[key] for key in sorted(made.images)}
+    np.savez_compressed(folder / Path(IMAGES).name, **arrays)
+
+
+def load_training(root: Path) -> TrainingSet:
+    """Read what :func:`training` wrote.
+
+    Raises:
+        UserError: naming a file that cannot be read.
+    """
+    import zipfile
+
+    import numpy as np
+    import pandas as pd
+
+    from students.data import samples
+
+    path = root / ROWS
+    try:
+        rows = pd.read_parquet(path)
+        path = root / IMAGES
+        with np.load(path) as archive:
+            images = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}). Delete it and run the same command again") from error
+    return samples.from_frame(rows, images)
+
+
+def training_facts(protocol: Protocol) -> dict[str, Any]:
+    """Return what of a protocol shapes its training rows, for the stage's digest."""
+    facts: dict[str, Any] = protocol.model_dump(mode="json", include={"name", "version", "benchmark", "data", "task", "prompt"})
+    return facts
+
+
+def load_questions(context: Context, protocol: Protocol, limit: int | None) -> QuestionSet:
+    """Return the first ``limit`` clusters of a protocol's questions, kept in the worker's memory."""
+    import tasks
+
+    kept: dict[tuple[str, int | None], Any] = context.memory.setdefault("questions", {})
+    key = (protocol.name, limit)
+    if key not in kept:
+        kept[key] = tasks.load(protocol, limit=limit)
+    questions: QuestionSet = kept[key]
+    return questions
+
+
+def questions(context: Context) -> None:
+    """Write ``questions/PROTOCOL.parquet`` and ``.json`` and ``images/KEY.png``: what the report shows, without a model."""
+    import pandas as pd
+    from PIL import Image
+
+    import tasks
+    from tasks.lmms import prompts
+
+    folder, pictures = context.out("questions"), context.out("images")
+    folder.mkdir(parents=True)
+    pictures.mkdir(parents=True)
+    names = [facts["name"] for facts in context.config["protocols"]]
+    for number, name in enumerate(names):
+        protocol = tasks.protocol(name)
+        found = load_questions(context, protocol, context.config["limit"])
+        texts = prompts(protocol, found)
+        rows = [
+            (q.id, q.cluster, q.group, q.image, text, q.answer) for q, text in zip(found.questions, texts, strict=True)
+        ]
+        frame = pd.DataFrame(rows, columns=["id", "cluster", "group", "image", "prompt", "gold"])
+        frame.to_parquet(folder / f"{name}.parquet", index=False)
+        write_json(folder / f"{name}.json", question_facts(protocol, found))
+        for key, pixels in found.images.items():
+            Image.fromarray(pixels).save(pictures / f"{key}.png")
+        context.progress(number + 1, len(names))
+
+
+def question_facts(protocol: Protocol, found: QuestionSet) -> dict[str, Any]:
+    """Return what the manifest says about a protocol's questions."""
+    import tasks
+
+    answer, value = tasks.constant_level(protocol, found)
+    return {
+        "version": protocol.version,
+        "digest": found.digest,
+        "rows": len(found.questions),
+        "constant": {"answer": answer, "value": value},
+    }
+
+
+def evaluation_facts(protocol: Protocol) -> dict[str, Any]:
+    """Return everything of a protocol but its captions, for the digests of stages that ask its questions."""
+    facts: dict[str, Any] = protocol.model_dump(mode="json", exclude={"title", "description"})
+    return facts

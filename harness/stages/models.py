@@ -1,0 +1,43 @@
+"""Models that a run makes itself: tower, teacher and base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.stages import data
+from harness.stages.student import use_torch
+
+if TYPE_CHECKING:
+    from harness.workers import Context
+
+#: Raise when the same configuration would give other weights.
+STAGE_VERSION = 1
+
+
+def target(role: str) -> str:
+    """Return where the run keeps a model that it made, relative to the run folder."""
+    return "teacher/checkpoint" if role == "teacher" else f"models/{role}"
+
+
+def record(role: str) -> str:
+    """Return where the run keeps how a model was made and how long it took, beside the checkpoint."""
+    return f"models/{role}.json"
+
+
+def train(context: Context) -> None:
+    """Make one model from the corpus that its options name."""
+    from harness import pretraining
+
+    use_torch(context)
+    role = context.config["role"]
+    making = pretraining.Making.model_validate(context.config["train"])
+    if making.corpus == "data":
+        corpus = pretraining.data_corpus(data.load_training(context.root))
+    else:
+        from harness import miniature
+
+        corpus = miniature.corpus(making.images, making.seed)
+    tower = context.place("tower") if "tower" in context.stage.places else None
+    out = context.out(target(role))
+    pretraining.make(role, making, corpus, tower, out, context.progress)
+    (out / "made.json").replace(context.out(record(role)))  # it holds seconds, and the checkpoint's digest must not

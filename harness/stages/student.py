@@ -1,0 +1,76 @@
+"""The teacher's signal, and the students that learn from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.stages import data
+
+if TYPE_CHECKING:
+    from harness.workers import Context
+
+#: Raise when the same configuration would give another signal or other weights.
+STAGE_VERSION = 1
+
+SIGNAL = "teacher/signal"
+
+
+def use_torch(context: Context) -> None:
+    """Give torch this worker's number of threads; called before it computes anything."""
+    import torch
+
+    torch.set_num_threads(context.settings.threads)
+
+
+def signal(context: Context) -> None:
+    """Cache what the teacher says about every supervised token."""
+    from students import teachers
+
+    use_torch(context)
+    samples = data.load_training(context.root)
+    training = context.config["training"]
+    teachers.cache(
+        context.place("teacher"),
+        samples,
+        context.out(SIGNAL),
+        context.progress,
+        rows=training["rows"],
+        turns=training["turns"],
+        device=context.settings.device,
+    )
+
+
+def distil(context: Context) -> None:
+    """Train one student: checkpoint, dynamics, betas, snapshots, and the weighting beside the checkpoint."""
+    from students import distil as distiller
+    from students import models, teachers
+    from students.options import DistilOptions
+    from students.recipe import Variant, parse
+
+    use_torch(context)
+    config = context.config
+    base = context.place("base")
+
+    def inputs() -> tuple[Any, Any, Any]:
+        from students.data import pack
+
+        samples = data.load_training(context.root)
+        encoded = pack.encode(samples.samples, models.load(base).processor)
+        said = teachers.TeacherSignal.load(context.root / SIGNAL, teachers.signal_key(context.place("teacher"), samples))
+        return samples, encoded, said
+
+    samples, encoded, said = context.remember("training", f"{base} {context.place('teacher')}", inputs)
+    variant = None if config["variant"] is None else Variant.model_validate(config["variant"])
+    distiller.distil(
+        parse(config["recipe"]),
+        DistilOptions.model_validate(config["training"]),
+        base,
+        samples,
+        encoded,
+        said,
+        config["seed"],
+        context.out(context.stage.targets[0]),
+        context.progress,
+        device=context.settings.device,
+        variant=variant,
+    )
