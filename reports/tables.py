@@ -80,7 +80,7 @@ class Cell:
 
     Attributes:
         value, low, high: in the printed unit; low and high None where there is no interval.
-        marked: bold in print; note: a caveat of this cell.
+        marked: bold in print; worse: a resolved difference in the bad direction; note: a caveat of this cell.
     """
 
     value: float
@@ -89,6 +89,7 @@ class Cell:
     decimals: int
     signed: bool = False
     marked: bool = False
+    worse: bool = False
     note: str | None = None
     estimate: Interval | Difference | None = None
 
@@ -294,7 +295,7 @@ def _value(student: str, column: Column, layout: Layout, estimates: Estimates) -
     ends = [None if x is None else k * x for x in (e.low, e.high)]
     students = [s for s in select(layout.students, estimates.run.students) if estimates.run.kinds.get(s) == "student"]
     marked = layout.mark and student in estimates.leaders(students, column.name, column.protocol)
-    return Cell(k * e.value, ends[0], ends[1], column.measure.decimals, False, marked, e.note, e)
+    return Cell(k * e.value, ends[0], ends[1], column.measure.decimals, marked=marked, note=e.note, estimate=e)
 
 
 def _difference(student: str, other: str, column: Column, layout: Layout, estimates: Estimates) -> Cell | None:
@@ -302,7 +303,10 @@ def _difference(student: str, other: str, column: Column, layout: Layout, estima
         return None
     d = estimates.difference(student, other, column.name, column.protocol)
     k = column.measure.scale
-    return Cell(k * d.value, k * d.low, k * d.high, column.measure.decimals, True, layout.mark and d.resolved, d.note, d)
+    marked = layout.mark and d.resolved
+    worse = marked and column.measure.higher_is_better == (d.value < 0)
+    decimals = column.measure.decimals
+    return Cell(k * d.value, k * d.low, k * d.high, decimals, signed=True, marked=marked, worse=worse, note=d.note, estimate=d)
 
 
 def _reference(level: str, columns: Sequence[Column], run: Run) -> Row:

@@ -45,8 +45,7 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
         style.plain_log(axes)  # after everything is drawn, because ticks depend on the limits
     for axes in grid[::columns]:
         axes.set_ylabel("weight β (ratio to cross-entropy)")
-    handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=min(5, len(handles)))
+    style.legend(figure)
     return figure
 
 

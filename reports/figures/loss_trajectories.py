@@ -44,8 +44,7 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
             name = "cross-entropy" if channels[row] == "ce" else channels[row]
             axes.set_ylabel(f"{name} (nats/token)" if channels[row] in ("ce", "fkl") else f"{name} (per token)")
         grid[min(depth, len(channels)) - 1][column].set_xlabel("optimiser step")
-    handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=min(6, len(handles)))
+    style.legend(figure)
     return figure
 
 

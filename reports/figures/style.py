@@ -68,12 +68,12 @@ class Look:
 
 
 def look(student: str, students: Sequence[str], theme: Theme) -> Look:
-    """Return how a student is drawn: by its weighting; a single channel is drawn in ink, a given model in grey."""
+    """Return how a student is drawn: by its weighting; ``ce`` and given models in grey, another single channel in ink."""
     own = weighting(student)
     if student in ("teacher", "base"):
         return Look(theme.muted, "-", "*")
     if not own:
-        return Look(theme.ink, (0, (1, 1)), "o")
+        return Look(theme.muted, "-", "o") if student == "ce" else Look(theme.ink, (0, (1, 1)), "o")
     others = sorted({weighting(s) for s in students} - {""} - set(_KNOWN))
     place = [*_KNOWN, *others].index(own)
     return Look(
@@ -111,6 +111,8 @@ def use(theme: Theme) -> Iterator[None]:
         "ytick.major.size": 3.0,
         "xtick.minor.size": 1.8,
         "ytick.minor.size": 1.8,
+        "xtick.minor.pad": 4.7,  # shorter ticks, the same baseline of labels
+        "ytick.minor.pad": 4.7,
         "pdf.fonttype": 42,  # embed TrueType, so that text in the PDF can be selected and edited
         "figure.facecolor": theme.paper,
         "axes.facecolor": theme.paper,
@@ -132,6 +134,14 @@ def use(theme: Theme) -> Iterator[None]:
 def canvas(height: float) -> Figure:
     """Return an empty full-width figure, ``height`` in inches."""
     return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def legend(figure: Figure) -> None:
+    """Put one legend for all panels above them, read line by line in the order in which things were drawn."""
+    handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = len(handles) if len(handles) <= 5 else -(-len(handles) // 2)
+    labels = [label for k in range(columns) for label in list(handles)[k::columns]]  # matplotlib fills column by column
+    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=columns)
 
 
 def save(figure: Figure, target: Path) -> None:

@@ -13,8 +13,8 @@ TITLE = "Teacher-student agreement"
 CAPTION = (
     "Mean over the benchmarks with equal weight and 95 % cluster-bootstrap interval. Left: share of test questions on which "
     "the student's most probable token equals the teacher's at every position of the gold answer. Middle: KL(teacher || "
-    "student) per answer token. Right: negative log-likelihood of the gold answer per token, where the teacher itself can be placed. "
-    "Being near the teacher is the aim of distilling, not of answering: compare with the right panel."
+    "student) per answer token. Right: negative log-likelihood of the gold answer per token, where the teacher itself can be "
+    "placed. Being near the teacher is the aim of distilling, not of answering: compare with the right panel."
 )
 ORDER = 40
 _PANELS = (
@@ -55,4 +55,12 @@ def _panel(axes: Axes, estimates: Estimates, name: str, students: list[str], the
         if e.low is not None and e.high is not None:
             axes.plot([scale * e.low, scale * e.high], [-k, -k], color=look.color, linewidth=1.6, solid_capstyle="butt")
         size = 8 if look.marker == "*" else 5
-        axes.plot([scale * e.value], [-k], look.marker, markersize=size, color=look.color, markeredgecolor=theme.paper)
+        axes.plot(
+            [scale * e.value],
+            [-k],
+            look.marker,
+            markersize=size,
+            color=look.color,
+            markeredgecolor=theme.paper,
+            markeredgewidth=0.6,
+        )
