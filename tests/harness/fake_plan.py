@@ -1,0 +1,29 @@
+"""Tiny plans of fake stages."""
+
+from harness import plan
+
+
+class Log:
+    """A watcher that remembers."""
+
+    def __init__(self):
+        self.worked, self.unchanged = [], []
+
+    def begin(self, stage):
+        pass
+
+    def advance(self, stage, done, total):
+        assert 0 <= done <= total
+
+    def finish(self, stage, seconds):
+        (self.unchanged if seconds is None else self.worked).append(stage.id)
+
+
+def stage(name, run="write", reads=(), targets=None, version=1, job="", resumes=False, **config):
+    """One fake stage that writes ``NAME.txt``."""
+    targets = (f"{name}.txt",) if targets is None else targets
+    config.setdefault("text", name)
+    return plan.Stage(
+        id=name, kind="fake", run=f"fake_stages:{run}", version=version, config=config, targets=targets,
+        reads=tuple(reads), job=job or name, resumes=resumes,
+    )  # fmt: skip
