@@ -52,8 +52,9 @@ def sample_mean(values: Tensor, sample: Tensor, count: int) -> Tensor:
         [B] float32; a sample without tokens gets a zero that is still part of the graph (METHOD 2.0, rule 6).
     """
     values = values.float()
-    tokens = torch.bincount(sample, minlength=count).clamp(min=1)
-    return values.new_zeros(count).index_add(0, sample, values) / tokens
+    zeros = values.new_zeros(count)
+    tokens = zeros.index_add(0, sample, torch.ones_like(values)).clamp(min=1)  # bincount would wait for the GPU
+    return zeros.index_add(0, sample, values) / tokens
 
 
 def label_nll(logits: Tensor, labels: Tensor) -> Tensor:

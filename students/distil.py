@@ -116,9 +116,11 @@ class _Training:
         variant: Variant,
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
         self.recipe, self.options, self.data, self.encoded, self.signal, self.out = recipe, options, data, encoded, signal, out
         self.variant = variant
+        AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and keeps the first device and precision
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=options.precision)
         self.adapter: LlavaAdapter = models.load(base, str(self.accelerator.device))
         _check(recipe, data, encoded, signal, self.adapter, variant)

@@ -237,6 +237,15 @@ def test_inputs_that_do_not_belong_together_are_refused(train, data, encoded, si
             train("ce", device="cuda")
 
 
+def test_bf16_trains_on_float32_losses_and_a_float32_weighting(train):
+    mixed = train("ce+fkl@instance", "mixed", options=OPTIONS.model_copy(update={"precision": "bf16"}))
+    plain = train("ce+fkl@instance", "plain")
+    assert digest(mixed) != digest(plain)
+    for one, other in zip(dynamics(mixed), dynamics(plain), strict=True):
+        assert one["loss"]["fkl"] == pytest.approx(other["loss"]["fkl"], rel=0.1)
+    assert {t.dtype for _, t in checkpoint.tensors(mixed / "weighting.safetensors")} == {torch.float32}
+
+
 def test_ce_needs_no_teacher(train, signal):
     with_teacher, without = train("ce", "with"), train("ce", "without", signal=None)
     assert digest(with_teacher) == digest(without)

@@ -63,6 +63,9 @@ def test_unknown_words_are_key_errors_too():
         recipe.parse("ce+nothing")
 
 
-def test_parsing_needs_no_torch():
-    code = "import sys; from students import recipe; recipe.parse('ce+fkl@task'); sys.exit('torch' in sys.modules)"
+def test_parsing_and_listing_need_no_torch():
+    code = (
+        "import sys; from students import energies, options, recipe, weightings; recipe.parse('ce+fkl@task');"
+        "energies.names(), weightings.names(); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
