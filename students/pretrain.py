@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from harness.base import Strict
@@ -80,18 +80,16 @@ def train(
     options: PretrainOptions,
     seed: int,
     report: Callable[[int, float], None],
-    extra: Sequence[tuple[str, torch.nn.Parameter]] = (),
 ) -> None:
     """Minimise the label NLL (mean over a sample's tokens, then over samples) in place.
 
     Args:
-        adapter: the model; its trainable parameters learn.
+        adapter: the model; its trainable parameters learn, an unfrozen tower's included.
         encoded: the tokenised samples.
         pixels: float32 [3, H, W] per image key.
         options: steps, rates and sizes.
         seed: order of the samples.
         report: called with the number of finished steps and the last loss, every 50 steps and at the end.
-        extra: more parameters that learn, such as an unfrozen vision tower's.
 
     Raises:
         FloatingPointError: when the loss is not finite.
@@ -101,7 +99,7 @@ def train(
     from students.batch import sample_mean
 
     device = next(adapter.model.parameters()).device
-    optimiser = Optimiser([*adapter.trainable(), *extra], lr=options.lr, muon_lr=options.muon_lr, steps=options.steps, warmup=options.warmup)
+    optimiser = Optimiser(adapter.trainable(), lr=options.lr, muon_lr=options.muon_lr, steps=options.steps, warmup=options.warmup)
     rows = groups(encoded, options.turns, seed)
     adapter.model.train()
     for step, members in enumerate(schedule(rows, options.steps, options.rows, seed), start=1):

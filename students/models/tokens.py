@@ -26,7 +26,7 @@ def build_tokenizer(texts: Iterable[str], phrases: Iterable[str] = ()) -> Any:
     Returns:
         A ``PreTrainedTokenizerFast`` with a chat template.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     wanted = sorted(phrases, key=len, reverse=True)
@@ -37,8 +37,9 @@ def build_tokenizer(texts: Iterable[str], phrases: Iterable[str] = ()) -> Any:
     tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>", max_input_chars_per_word=200))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        additional_special_tokens=["<image>", "<answer>"], extra_special_tokens={"image_token": "<image>"},
-        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False, padding_side="left",
+        extra_special_tokens=["<image>", "<answer>"], chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False, padding_side="left",
     )  # fmt: skip

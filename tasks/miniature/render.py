@@ -21,6 +21,13 @@ PALETTE = dict(
     zip(COLORS, ((220, 40, 40), (40, 70, 220), (30, 160, 60), (230, 210, 40), (150, 50, 190), (245, 140, 30)), strict=True)
 )
 INK = (20, 20, 60)
+# How hard a picture is to read. Clean pictures are read without error even by the smallest model, and a teacher that is
+# never in doubt has nothing to teach beyond its labels: tints overlap, pixels are noisy, ink is missing.
+BACKGROUND = (170, 256)
+TINT = 45
+SHIFT = 2
+NOISE = 60
+FADED = 90  # of 256: share of ink that is missing
 #: Corner points in hundredths of the radius, clockwise, y down.
 POLYGONS = {
     "triangle": ((0, -100), (-100, 80), (100, 80)),
@@ -74,22 +81,23 @@ def _write(canvas: NDArray[np.int16], text: str, row: int, rng: random.Random) -
     height, width = mask.shape
     left = (SIDE - width) // 2 + rng.randint(-2, 2)
     top = row * CELL + (CELL - height) // 2 + rng.randint(-1, 1)
-    canvas[top : top + height, left : left + width][mask] = INK
+    written = mask & (np.frombuffer(rng.randbytes(mask.size), dtype=np.uint8).reshape(mask.shape) >= FADED)
+    canvas[top : top + height, left : left + width][written] = INK
 
 
 def render(scene: Scene) -> Pixels:
     """Return the picture of a scene, uint8 [60, 60, 3]. Jitter and noise come from the scene's id alone."""
     rng = random.Random(f"miniature {VERSION} picture {scene.id}")
-    canvas = np.full((SIDE, SIDE, 3), rng.randrange(225, 256), dtype=np.int16)
+    canvas = np.full((SIDE, SIDE, 3), rng.randrange(*BACKGROUND), dtype=np.int16)
     for thing in scene.things:
         mask = shape_mask(thing.kind, thing.size)
-        top = thing.row * CELL + rng.randint(-1, 1)
-        left = thing.column * CELL + rng.randint(-1, 1)
-        color = [value + rng.randint(-12, 12) for value in PALETTE[thing.color]]
+        top = thing.row * CELL + rng.randint(-SHIFT, SHIFT)
+        left = thing.column * CELL + rng.randint(-SHIFT, SHIFT)
+        color = [value + rng.randint(-TINT, TINT) for value in PALETTE[thing.color]]
         y, x = (index + shift for index, shift in zip(np.nonzero(mask), (top, left), strict=True))
         seen = (y >= 0) & (y < SIDE) & (x >= 0) & (x < SIDE)
         canvas[y[seen], x[seen]] = color
     if scene.text is not None and scene.text_row is not None:
         _write(canvas, scene.text, scene.text_row, rng)
-    noise = np.frombuffer(rng.randbytes(canvas.size), dtype=np.uint8).astype(np.int16) % 13 - 6
+    noise = np.frombuffer(rng.randbytes(canvas.size), dtype=np.uint8).astype(np.int16) % (2 * NOISE + 1) - NOISE
     return (canvas + noise.reshape(canvas.shape)).clip(0, 255).astype(np.uint8)
