@@ -70,7 +70,7 @@ class Manifest(_Open):
 
     preset: PresetFacts
     students: list[str]
-    seeds: list[int]
+    seeds: list[int] = pydantic.Field(min_length=1)
     protocols: dict[str, ProtocolRecord]
     versions: dict[str, str] = {}
     git_commit: str | None = None

@@ -75,9 +75,14 @@ def prose_html(text: str) -> Markup:
 # ---- tables ----------------------------------------------------------------------------------------------------------------
 
 
+def stacked(column: Column) -> list[str]:
+    """Cut what stands under a column's name where a narrow head may break: unit, questions, clusters."""
+    return [line.strip() for line in re.split(r", (?=n = )|(?= \()", column.under)]
+
+
 def tex_head(column: Column) -> str:
     """A column's head, stacked: its name, and what is measured on how many questions in small print."""
-    under = [rf"\tiny {tex(line)}" for line in re.split(r", (?=n = )|(?= \()", column.under)]
+    under = [rf"\tiny {tex(line)}" for line in stacked(column)]
     return r"\shortstack{" + r"\\[-1pt]".join([*map(tex, column.label.split(" ", 1)), *under]) + "}"
 
 
@@ -112,7 +117,7 @@ def _tracks(table: Table) -> list[tuple[float, float]]:
     """The range of each column's little interval axis; symmetric about zero for differences."""
     out = []
     for k in range(len(table.columns)):
-        cells = [row.cells[k] for row in table.rows]
+        cells = [row.cells[k] for row in table.rows if row.kind != "reference"]
         ends = [x for c in cells if c for x in (c.value, c.low, c.high) if x is not None]
         low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
         if table.difference:
@@ -144,7 +149,7 @@ def html_environment() -> jinja2.Environment:
     """Autoescape on for everything."""
     environment = _environment(autoescape=True)
     environment.filters.update(prose=prose_html, breakable=_breakable)
-    environment.globals.update(track=track, tracks=_tracks, dash=DASH)
+    environment.globals.update(track=track, tracks=_tracks, stacked=stacked, dash=DASH)
     return environment
 
 

@@ -126,6 +126,11 @@ class Row:
     seeds: str
     cells: tuple[Cell | None, ...]
 
+    @property
+    def block(self) -> str:
+        """Rows of one block stand together: reference levels, given models, students."""
+        return "given" if self.kind in ("teacher", "base", "external") else self.kind
+
 
 @dataclass(frozen=True)
 class Table:
@@ -252,7 +257,7 @@ def _columns(layout: Layout, estimates: Estimates) -> list[Column]:
     kind = measure(name)
     columns = [Column(p.title, _size(p, run, kind, name), kind, name, p) for p in run.protocols]
     if layout.mean:
-        columns.append(Column("Mean", f"{kind.unit}, equal weights", kind, name, None))
+        columns.append(Column("Mean", kind.unit, kind, name, None))
     return columns
 
 
@@ -333,7 +338,7 @@ def _notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], estim
     if run.suite:
         notes.append(f"{run.suite.capitalize()}: these numbers must not be put beside published ones.")
     made = " or ".join(sorted(methods - {"none"})) or "none could be made"
-    how = f"Brackets: {percent} interval ({made}), {estimates.resamples:,} resamples of whole clusters"
+    how = f"Brackets: {percent} interval ({made}) for the sampling of questions, {estimates.resamples:,} resamples of clusters"
     notes.append(how + (", the same for both students." if layout.minus else "."))
     notes.append(seeds_note(run))
     if layout.mark and layout.minus is None and any(c.measure.higher_is_better is not None for c in columns):
@@ -358,8 +363,8 @@ def seeds_note(run: Run) -> str:
     """Say what the intervals do not cover."""
     n = len(run.manifest.seeds)
     if n == 1:
-        return "One seed per student: training variation is unmeasured; intervals cover the sampling of questions only."
-    return f"{n} seeds per student, averaged; intervals cover the sampling of questions, not the variation between trainings."
+        return "One seed per student: training variation is unmeasured."
+    return f"{n} seeds per student, averaged; intervals do not cover the variation between trainings."
 
 
 def _few(items: Sequence[str], most: int = 3) -> str:

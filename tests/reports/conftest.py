@@ -1,0 +1,20 @@
+"""One simulated run per session; tests that damage it copy it first."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import simulate
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default's students, small. Read only."""
+    return simulate.write_run(tmp_path_factory.mktemp("runs") / "simulated", clusters=40, steps=60)
+
+
+@pytest.fixture
+def run_copy(whole_run: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(whole_run, tmp_path / "copy"))
