@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import random
 import ssl
 import tempfile
@@ -102,6 +103,9 @@ def run(model: lmms, task: ConfigurableTask) -> dict[str, Any]:
         inside.enter_context(contextlib.redirect_stdout(io.StringIO()))
         inside.enter_context(mock.patch.object(type(loguru.logger), "info", lambda *_, **__: None))  # MME lists its categories
         inside.enter_context(mock.patch.object(ssl.SSLContext, "_orig_reduce", True, create=True))  # "already patched"
+        inside.enter_context(mock.patch.dict(os.environ))
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # under a launcher each rank would score a part only
+            os.environ.pop(name, None)
         folder = inside.enter_context(tempfile.TemporaryDirectory())
         results: dict[str, Any] = lmms_eval.evaluator.simple_evaluate(
             model=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from typing import Any, cast
 
@@ -19,9 +20,13 @@ def load(source: str, benchmark: str, split: str, **options: Any) -> QuestionSet
     """Return the questions of ``benchmark``'s ``split`` from ``source``.
 
     Raises:
-        UserError: for an unknown source, benchmark or split, or data that cannot be read.
+        UserError: for an unknown source, option, benchmark or split, or data that cannot be read.
     """
     if source not in names():
         raise unknown("source", source, names())
     module = importlib.import_module(f"{__name__}.{source}")
+    known = {name for name, each in inspect.signature(module.load).parameters.items() if each.kind is each.KEYWORD_ONLY}
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of the source {source!r}", option, known)
     return cast(QuestionSet, module.load(benchmark, split, **options))

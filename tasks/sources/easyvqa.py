@@ -72,6 +72,8 @@ def load(benchmark: str, split: str, *, images: int | None = None) -> QuestionSe
         raise unknown("easy-VQA benchmark", benchmark, ["easyvqa"])
     if split not in SPLITS:
         raise unknown("easy-VQA split", split, SPLITS)
+    if images is not None and images < 1:
+        raise UserError(f"images is {images}; allowed: 1 or more")
     published = "test" if split == "test" else "train"
     package = _package()
     read: Callable[[], Any] = getattr(package, f"get_{published}_questions")

@@ -70,5 +70,9 @@ def test_unknown_names():
         easyvqa.load("easyvqa", "tset")
     with pytest.raises(UserError, match="unknown easy-VQA benchmark"):
         easyvqa.load("vqa", "test")
+    with pytest.raises(UserError, match="images is 0"):
+        easyvqa.load("easyvqa", "test", images=0)
+    with pytest.raises(UserError, match=r"unknown option of the source 'easyvqa' 'image'\. Did you mean 'images'"):
+        catalogue.sources.load("easyvqa", "easyvqa", "test", image=3)
     with pytest.raises(UserError, match="unknown source 'easyvq'"):
         catalogue.sources.load("easyvq", "easyvqa", "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -273,6 +274,14 @@ def test_all_six_are_scored_with_sockets_blocked_in_a_fresh_process(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line.split()[0] for line in done.stdout.splitlines()] == sorted(f"{b}@miniature" for b in ALL)
     assert list(tmp_path.iterdir()) == [], "scoring left files in the working directory"
+
+
+def test_a_launcher_does_not_split_the_questions(monkeypatch):
+    protocol, questions = setting("gqa")
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert tasks.score(protocol, gold(questions), questions).value == 100.0
+    assert os.environ["WORLD_SIZE"] == "2"
 
 
 def test_an_error_in_scoring_surfaces_at_once(monkeypatch):
