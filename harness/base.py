@@ -25,6 +25,7 @@ OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers draws a bar per loaded checkpoint otherwise
     "TOKENIZERS_PARALLELISM": "false",
 }
 

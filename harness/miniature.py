@@ -25,8 +25,8 @@ from harness.pretraining import Corpus, Making, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
-    from tasks.protocol import Protocol
 
+    from tasks.catalogue import Protocol
     from tasks.miniature.scene import Scene
 
 FOLDER = Path(__file__).resolve().parent.parent / "students" / "miniature"
@@ -67,7 +67,7 @@ def _echo(rng: random.Random) -> tuple[str, str]:
 def _extra(found: list[Scene], seed: int, keys: dict[str, str]) -> Iterator[dict[str, Any]]:
     rng = random.Random(f"miniature extra {seed}")
     for scene in found:
-        asked: list[tuple[str | None, str, str]] = [(keys[i], question, answer) for i, question, answer in _describe(scene, rng)]
+        asked: list[tuple[str | None, str, str]] = [(keys[i], text, answer) for i, text, answer in _describe(scene, rng)]
         if rng.random() < 0.7:
             asked.append((None, *_echo(rng)))
         for number, (image, prompt, answer) in enumerate(asked):
@@ -145,10 +145,10 @@ def measure(checkpoint: Path, splits: tuple[str, ...] = ("dev", "test")) -> dict
             evaluate(checkpoint, protocol, questions, model=model, batch_size=64, replies_path=replies)
             rows: pd.DataFrame = tasks.score(protocol, base.read_jsonl(replies), questions).rows
         found = interval(rows, protocol)
-        out.setdefault(split, {})[protocol.name] = {
-            "value": round(found.value, 2), "low": round(found.low, 2), "high": round(found.high, 2), "n": found.n,
-            "constant": round(tasks.constant_level(protocol, questions)[1], 2), "chance": protocol.chance,
-        }  # fmt: skip
+        ends = {"value": found.value, "low": found.low, "high": found.high}
+        bounds = {name: None if end is None else round(end, 2) for name, end in ends.items()}
+        constant = round(tasks.constant_level(protocol, questions)[1], 2)
+        out.setdefault(split, {})[protocol.name] = {**bounds, "n": found.n, "constant": constant, "chance": protocol.chance}
     return out
 
 
@@ -187,7 +187,9 @@ def make(out: Path, progress: Callable[[str], Progress], threads: int) -> None:
         for role in ROLES:
             making = options()[role]
             tower = None if role == "tower" else folder / "tower"
-            measured[role] = pretraining.make(role, making, corpus(making.images, making.seed), tower, folder / role, progress(role))
+            learned = corpus(making.images, making.seed)
+            measured[role] = pretraining.make(role, making, learned, tower, folder / role, progress(role))
+            (folder / role / "made.json").unlink()  # all of it is in record.json
         record = _record(folder, measured, threads)
         for role in ROLES:
             base.remove(out / role)
@@ -205,7 +207,8 @@ def main(
 
     base.offline()
     base.shim()
-    with Bar(SpinnerColumn(), *Bar.get_default_columns()[:3], TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as bar:
+    columns = (SpinnerColumn(), *Bar.get_default_columns()[:3], TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Bar(*columns) as bar:
 
         def progress(role: str) -> Progress:
             task = bar.add_task(role)

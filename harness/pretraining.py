@@ -139,7 +139,11 @@ def _dense(adapter: LlavaAdapter, corpus: Corpus, making: Making, progress: Prog
     pixels = adapter.pixels([corpus.training.images[key] for key in keys])
     kept = len(keys) - max(1, len(keys) // 20)
     steps = making.dense.steps
-    probe = train_tower(adapter.tower, pixels[:kept], labels[:kept], making.dense, making.seed, lambda step, _: progress(step, steps))
+
+    def report(step: int, _: float) -> None:
+        progress(step, steps)
+
+    probe = train_tower(adapter.tower, pixels[:kept], labels[:kept], making.dense, making.seed, report)
     said, right = probe(pixels[kept:]), labels[kept:]
     shown = [right[..., task] > 0 for task in range(right.shape[-1])]
     return {

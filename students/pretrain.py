@@ -22,10 +22,13 @@ class Optimiser:
     (torch.optim.Muon) is the default for the language model's two-dimensional weights.
     """
 
-    def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], *, lr: float, muon_lr: float, steps: int, warmup: int) -> None:
+    def __init__(
+        self, named: Iterable[tuple[str, torch.nn.Parameter]], *, lr: float, muon_lr: float, steps: int, warmup: int
+    ) -> None:
         import torch
 
-        matrices, rest = [], []
+        matrices: list[torch.nn.Parameter] = []
+        rest: list[torch.nn.Parameter] = []
         for name, parameter in named:
             hidden = parameter.ndim == 2 and "language_model" in name and "embed" not in name
             (matrices if hidden else rest).append(parameter)
@@ -99,7 +102,9 @@ def train(
     from students.batch import sample_mean
 
     device = next(adapter.model.parameters()).device
-    optimiser = Optimiser(adapter.trainable(), lr=options.lr, muon_lr=options.muon_lr, steps=options.steps, warmup=options.warmup)
+    optimiser = Optimiser(
+        adapter.trainable(), lr=options.lr, muon_lr=options.muon_lr, steps=options.steps, warmup=options.warmup
+    )
     rows = groups(encoded, options.turns, seed)
     adapter.model.train()
     for step, members in enumerate(schedule(rows, options.steps, options.rows, seed), start=1):
@@ -107,7 +112,7 @@ def train(
         logits = adapter.head(adapter.supervised(adapter.hidden(batch), batch))
         losses = torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
         loss = sample_mean(losses, batch.sample, len(batch.indices)).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(optimiser.parameters, options.clip)
         optimiser.step()
         if step % 50 == 0 or step == options.steps:

@@ -32,13 +32,20 @@ def features(tower: Any, pixels: torch.Tensor, chunk: int = 500) -> torch.Tensor
     """Return the patch features that LLaVA projects, float32 [images, patches, channels], without gradient."""
     import torch
 
+    parts = []
     with torch.no_grad():
-        parts = [tower(pixel_values=part, output_hidden_states=True).hidden_states[-1][:, 1:] for part in pixels.split(chunk)]
+        for part in torch.split(pixels, chunk):
+            parts.append(tower(pixel_values=part, output_hidden_states=True).hidden_states[-1][:, 1:])
     return torch.cat(parts)
 
 
 def train_tower(
-    tower: Any, pixels: torch.Tensor, labels: torch.Tensor, options: TowerOptions, seed: int, report: Callable[[int, float], None]
+    tower: Any,
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    options: TowerOptions,
+    seed: int,
+    report: Callable[[int, float], None],
 ) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     """Train a CLIP tower in place to say what each patch shows.
 
@@ -67,7 +74,8 @@ def train_tower(
 
     def predict(part: torch.Tensor) -> tuple[torch.Tensor, ...]:
         state = tower(pixel_values=part, output_hidden_states=True).hidden_states[-1][:, 1:]
-        return heads(functional.layer_norm(state, state.shape[-1:])).split(sizes, -1)
+        scores: torch.Tensor = heads(functional.layer_norm(state, state.shape[-1:]))
+        return torch.split(scores, sizes, -1)
 
     for step in range(options.steps):
         rate = min(1.0, (step + 1) / options.warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / options.steps)))
@@ -79,7 +87,7 @@ def train_tower(
             each = functional.cross_entropy(scores.flatten(0, 1), target, reduction="none")
             loss = loss + torch.where(target > 0, each, options.absent * each).mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimiser.step()
         if (step + 1) % 50 == 0 or step + 1 == options.steps:
@@ -102,7 +110,10 @@ def scale_projector(adapter: LlavaAdapter, pixels: torch.Tensor) -> None:
         adapter.projector.linear_1.weight /= features(adapter.tower, pixels).std()
 
 
-def align(adapter: LlavaAdapter, pixels: torch.Tensor, words: Sequence[Sequence[Sequence[int]]], steps: int, seed: int) -> float:
+Words = Sequence[Sequence[Sequence[int]]]
+
+
+def align(adapter: LlavaAdapter, pixels: torch.Tensor, words: Words, steps: int, seed: int) -> float:
     """Fit projector and word embeddings so that a patch's projection is near the words of what it shows.
 
     Args:
@@ -133,6 +144,6 @@ def align(adapter: LlavaAdapter, pixels: torch.Tensor, words: Sequence[Sequence[
         scores = (shown @ embedding.T).log_softmax(-1)
         loss = -(target[chosen] * scores).sum() / target[chosen].sum()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     return float(loss.detach())

@@ -45,7 +45,7 @@ class QuestionSet:
     digest: str
 
     def limited(self, clusters: int) -> QuestionSet:
-        """Keep the first ``clusters`` whole clusters, in the order of their first question; the digest is kept, as it names the source."""
+        """Keep the first ``clusters`` whole clusters, by their first question; the digest stays, as it names the source."""
         kept = set(list(dict.fromkeys(q.cluster for q in self.questions))[:clusters])
         questions = tuple(q for q in self.questions if q.cluster in kept)
         used = {q.image for q in questions}

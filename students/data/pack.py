@@ -74,7 +74,8 @@ def encode(samples: Sequence[Sample], processor: Any) -> Encoded:
     tokenizer = processor.tokenizer
     image_token, unknown = tokenizer.convert_tokens_to_ids(processor.image_token), tokenizer.unk_token_id
     eos = tokenizer.eos_token_id
-    prompts = [np.array(ids, dtype=np.int64) for ids in tokenizer(_prompt_texts(samples, processor), add_special_tokens=False)["input_ids"]]
+    texts = tokenizer(_prompt_texts(samples, processor), add_special_tokens=False)
+    prompts = [np.array(ids, dtype=np.int64) for ids in texts["input_ids"]]
 
     def replies(texts: list[str]) -> tuple[Ids, ...]:
         encoded = [np.array([*ids, eos], dtype=np.int64) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -198,7 +199,11 @@ def collate(encoded: Encoded, rows: Sequence[list[int]], pixels: Mapping[str, to
     shared = segment[:, None, :] == 0
     mask = causal & (same | shared)
 
-    order = [(number, end, index) for number, members in enumerate(rows) for end, index in zip(made[number][3], members, strict=True)]
+    order = [
+        (number, end, index)
+        for number, members in enumerate(rows)
+        for end, index in zip(made[number][3], members, strict=True)
+    ]
     lengths = np.array([len(encoded.answers[index]) for _, _, index in order])
     offsets = np.concatenate([np.arange(length) for length in lengths])
     clean = [np.full(length, -1, np.int64) for length in lengths]

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def families() -> dict[str, str]:
     """Return the module of each family file in this folder, by the ``MODEL_TYPE`` that it is named after."""
-    return {m.name: f"students.models.{m.name}" for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "tokens"}
+    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    return {name: f"students.models.{name}" for name in names if name != "tokens"}
 
 
 def load(folder: str | Path, device: str = "cpu") -> LlavaAdapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +93,28 @@ class LlavaAdapter:
 
         vision = CLIPVisionConfig(
             hidden_size=shape.vision_hidden, intermediate_size=2 * shape.vision_hidden, num_hidden_layers=shape.vision_layers,
-            num_attention_heads=shape.vision_heads, image_size=shape.image, patch_size=shape.patch, projection_dim=shape.vision_hidden,
+            num_attention_heads=shape.vision_heads, image_size=shape.image, patch_size=shape.patch,
+            projection_dim=shape.vision_hidden,
         )  # fmt: skip
         text = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.heads, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer), hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
+            max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
             initializer_range=shape.initializer_range,
         )  # fmt: skip
         config = LlavaConfig(
-            vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
-            vision_feature_select_strategy="default", image_seq_length=(shape.image // shape.patch) ** 2, tie_word_embeddings=True,
-            initializer_range=shape.initializer_range,
+            vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            vision_feature_layer=-1, vision_feature_select_strategy="default",
+            image_seq_length=(shape.image // shape.patch) ** 2,
+            tie_word_embeddings=True, initializer_range=shape.initializer_range,
         )  # fmt: skip
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
         pictures = CLIPImageProcessorPil(
-            do_resize=False, do_center_crop=False, do_rescale=True, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.25] * 3
-        )
+            do_resize=False, do_center_crop=False, do_rescale=True, do_normalize=True,
+            image_mean=[0.5] * 3, image_std=[0.25] * 3,
+        )  # fmt: skip
         processor = LlavaProcessor(
             image_processor=pictures, tokenizer=tokenizer, patch_size=shape.patch, vision_feature_select_strategy="default",
             num_additional_image_tokens=1, chat_template=tokenizer.chat_template,
@@ -154,7 +158,3 @@ class LlavaAdapter:
 
 ADAPTER = LlavaAdapter
 
-
-def parameters(adapter: LlavaAdapter) -> Iterable[torch.nn.Parameter]:
-    """Return the trainable parameters without their names."""
-    return [parameter for _, parameter in adapter.trainable()]

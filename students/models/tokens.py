@@ -34,7 +34,8 @@ def build_tokenizer(texts: Iterable[str], phrases: Iterable[str] = ()) -> Any:
     words = {piece for text in texts for piece in re.findall(pattern, text) if not piece.isdigit()}
     digits = [d for n in "0123456789" for d in (n, f"##{n}")]
     vocabulary = [*SPECIAL, *digits, *sorted(words | set(wanted))]
-    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>", max_input_chars_per_word=200))
+    numbered = {token: number for number, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(numbered, unk_token="<unk>", max_input_chars_per_word=200))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])

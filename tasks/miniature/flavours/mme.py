@@ -28,7 +28,8 @@ def _color(scene: Scene, rng: random.Random) -> Pair:
 def _count(scene: Scene, rng: random.Random) -> Pair:
     real = len(scene.things)
     other = rng.choice([number for number in (1, 2, 3) if number != real])
-    return f"Is the number of objects in this image {NUMBERS[real]}?", f"Is the number of objects in this image {NUMBERS[other]}?"
+    asked = "Is the number of objects in this image"
+    return f"{asked} {NUMBERS[real]}?", f"{asked} {NUMBERS[other]}?"
 
 
 def _position(scene: Scene, rng: random.Random) -> Pair:

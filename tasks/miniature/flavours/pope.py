@@ -1,4 +1,4 @@
-"""POPE flavour: is a thing there? Half yes; negatives random, popular (frequent kinds) or adversarial (companions of what is there)."""
+"""POPE flavour: is a thing there? Half yes; negatives random, popular (frequent kinds) or adversarial (companions)."""
 
 from __future__ import annotations
 
