@@ -57,8 +57,9 @@ def main(app: Any, module: str) -> NoReturn:
         say_error(f"{message.rstrip('.')}. Try: python -m {module} --help")
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
-        errors.print(f"\ninterrupted; to continue: {again}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    except SystemExit:  # Typer and rich end a broken pipe with 1, which here means that the gate failed
+        code = FAILED
     except StageError as error:
         errors.print(error.trace, soft_wrap=True, highlight=False, markup=False)
         say_error(str(error))
@@ -68,4 +69,6 @@ def main(app: Any, module: str) -> NoReturn:
         errors.print_exception()
         say_error(f"{type(error).__name__}: {error}")
         sys.exit(FAILED)
+    if code == INTERRUPTED:  # newer versions of Typer return it where older ones raise
+        errors.print(f"\ninterrupted; to continue: {again}", soft_wrap=True, highlight=False, markup=False)
     sys.exit(code if isinstance(code, int) else DONE)

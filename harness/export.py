@@ -81,5 +81,7 @@ def _scores(root: Path, recipe: str, seed: int, protocols: Sequence[Any]) -> lis
         rows = own[own["protocol"] == protocol.name]
         if len(rows):
             found = interval(rows, protocol)
-            records.append({"protocol": protocol, "value": found.value, "low": found.low, "high": found.high, "n": found.n})
+            known = found.low is not None and found.high is not None  # absent where every cluster scores the same
+            text = f"{found.low:.1f} to {found.high:.1f}" if known else "none (no spread)"
+            records.append({"protocol": protocol.name, "value": f"{found.value:.1f}", "interval": text, "n": found.n})
     return records

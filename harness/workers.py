@@ -20,12 +20,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from harness import plan, store
 from harness.base import UserError, offline
 
 _PROGRESS_SECONDS = 0.2
+#: How long a worker that was asked to end may take to tidy up before it is killed.
+_PATIENCE_SECONDS = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 #: The exit code of a worker whose parent died; nobody is left to read it.
 _ORPHANED = 3
@@ -131,11 +133,14 @@ def start(number: int, settings: Settings) -> Worker:
 
 
 def stop(workers: Sequence[Worker]) -> None:
-    """Kill workers and wait until they are gone; what they were writing stays partial."""
+    """End workers, busy or not, and wait until they are gone; what they were writing stays partial."""
     for worker in workers:
-        worker.process.kill()
+        worker.process.terminate()
     for worker in workers:
-        worker.process.join()
+        worker.process.join(_PATIENCE_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
         worker.pipe.close()
 
 
@@ -144,12 +149,17 @@ def stop(workers: Sequence[Worker]) -> None:
 
 def _main(number: int, settings: Settings, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)  # an orderly end frees the semaphores that libraries hold
     threading.Thread(target=_watch_parent, name="watch-parent", daemon=True).start()
     os.environ.update({name: str(settings.threads) for name in _THREAD_VARIABLES})
     offline()
     with store.worker_lock(settings.root, number):
         _redirect(settings.root / "logs" / f"worker-{number}.log")
         _serve(settings, pipe)
+
+
+def _end(number: int, *_: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _watch_parent() -> None:

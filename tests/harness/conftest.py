@@ -8,6 +8,16 @@ from harness.base import write_json
 from harness.execute import Execution
 from harness.workers import Settings
 
+TINY = """
+extends: smoke
+name: tiny
+title: A tiny run for the tests
+data: { images: 30 }
+training: { steps: 4, rows: 4, betas_every: 2, flush_every: 2 }
+evaluation: { limit: 3 }
+recipes: [ce, ce+fkl@fixed, ce+fkl@instance]
+"""
+
 
 @pytest.fixture
 def carry_out(tmp_path):
@@ -24,3 +34,11 @@ def carry_out(tmp_path):
 
     do.root = root
     return do
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A preset that does everything the default does, with the shipped models, in seconds."""
+    path = tmp_path_factory.mktemp("preset") / "tiny.yaml"
+    path.write_text(TINY)
+    return path

@@ -1,7 +1,6 @@
 """The ledger: what is complete is kept, what is half-written or changed is never taken for a result."""
 
 import multiprocessing
-import os
 import time
 
 import filelock
@@ -161,13 +160,13 @@ def test_foreign_folders_are_refused_and_untouched(tmp_path):
     (other / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"not a run folder: it holds 'thesis\.tex'"), store.locked(other, "fake"):
         pass
-    assert sorted(os.listdir(other)) == ["thesis.tex"]
+    assert [p.name for p in other.iterdir()] == ["thesis.tex"]
 
     run = tmp_path / "run"
     write_json(run / "manifest.json", {"preset": {"name": "easyvqa"}})
     with pytest.raises(UserError, match="holds a run of preset 'easyvqa', not 'fake'"), store.locked(run, "fake"):
         pass
-    assert sorted(os.listdir(run)) == ["manifest.json"]
+    assert [p.name for p in run.iterdir()] == ["manifest.json"]
 
     file = tmp_path / "file"
     file.touch()

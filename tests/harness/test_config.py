@@ -1,0 +1,189 @@
+"""Presets, variants and selections: what they mean, and that mistakes are answered in one line with the nearest name."""
+
+import pytest
+
+import tasks
+from harness import blueprint, config, plan, selection
+from harness.base import UserError
+
+
+def write(folder, name, text):
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", config.preset_names())
+def test_shipped_presets_are_whole(name):
+    preset = config.load_preset(name)
+    assert preset.name == name
+    recipes = [config.load_recipe(word) for word in preset.recipes]
+    assert [r.name for r in recipes] == list(preset.recipes)  # the canonical spelling, so that folders match
+    for protocol in preset.protocols:
+        tasks.protocol(protocol)
+    assert len({tasks.protocol(p).benchmark for p in preset.protocols}) == len(preset.protocols)
+
+
+def test_miniature_has_the_recipes_and_controls_of_the_experiment():
+    preset = config.load_preset("miniature")
+    wanted = {"ce", "fkl", "ce+fkl@fixed@lambda0.3", "ce+fkl@fixed@lambda4"}
+    wanted |= {f"ce+{energy}@{way}" for energy in ("fkl", "cosine_probs") for way in ("fixed", "task", "instance")}
+    assert set(preset.recipes) == wanted
+    assert len(preset.protocols) == 6
+
+
+def test_smoke_does_everything_that_miniature_does():
+    smoke, miniature = config.load_preset("smoke"), config.load_preset("miniature")
+    for field in ("recipes", "protocols", "models", "threads"):
+        assert getattr(smoke, field) == getattr(miniature, field)
+    assert smoke.training.steps < miniature.training.steps / 10
+
+
+def test_extends_merges_sections_and_replaces_the_rest(tmp_path):
+    path = write(tmp_path, "child", "extends: smoke\nname: child\nrecipes: [ce]\ntraining: { steps: 3 }\n")
+    child, smoke = config.load_preset(path), config.load_preset("smoke")
+    assert child.recipes == ("ce",)
+    assert child.training.steps == 3
+    assert child.training.rows == smoke.training.rows
+    assert child.data == smoke.data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: smoke\nname: x\ntrainig: {}\n", "unknown field 'trainig'. Did you mean 'training'"),
+        ("extends: smoke\nname: x\ntraining: { stepz: 3 }\n", "stepz"),
+        ("extends: smoke\nname: x\ntraining: { steps: 0 }\n", "training.steps"),
+        ("extends: smoke\nname: x\ndata: { label_noise: 1.5 }\n", "data.label_noise"),
+        ("extends: smoke\nname: x\nseeds: [-1]\n", "seeds"),
+        ("extends: smok\nname: x\n", "unknown preset 'smok'. Did you mean 'smoke'"),
+        ("extends: [a]\nname: x\n", "'extends' must name a preset"),
+        ("extends: x.yaml\nname: x\n", "in a circle"),
+        ("name: x\n", "'title'"),
+        ("- a\n", "valid dictionary"),
+        ("a: [\n", "not valid YAML"),
+    ],
+)
+def test_bad_presets_are_named(tmp_path, text, message):
+    path = write(tmp_path, "x", text)
+    with pytest.raises(UserError) as caught:
+        config.load_preset(path)
+    assert message in str(caught.value)
+
+
+def test_unknown_variant_and_missing_model_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"'lambda5'\. Did you mean 'lambda4'"):
+        config.load_recipe("ce+fkl@fixed@lambda5")
+    with pytest.raises(UserError, match="is not a Hugging Face folder"):
+        config.model_path(str(tmp_path))
+    with pytest.raises(UserError, match="no package 'nobody'"):
+        config.model_path("package:nobody/x")
+
+
+# ---- selections ----
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """The default preset over empty model folders: no weights are read here."""
+    (tmp_path / "config.json").touch()
+    models = config.Models(teacher=str(tmp_path), base=str(tmp_path))
+    return config.load_preset("miniature").model_copy(update={"models": models})
+
+
+def names(text, preset):
+    return [recipe.name for recipe in selection.students(text, preset)]
+
+
+def test_students_by_all_glob_list_and_spelling(preset):
+    assert names("all", preset) == list(preset.recipes)
+    assert names("ce+fkl@*", preset) == [r for r in preset.recipes if r.startswith("ce+fkl@")]
+    assert names("fkl,ce", preset) == ["fkl", "ce"]
+    assert names("fkl+ce", preset) == ["ce+fkl@fixed"]  # not spelled so in the preset, but the same recipe
+    assert names("ce+cosine_probs+fkl@instance", preset) == ["ce+cosine_probs+fkl@instance"]  # valid, not in the preset
+    assert names("ce,all", preset)[0] == "ce"
+    assert len(names("ce,all", preset)) == len(preset.recipes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nosuch*", "matches no recipe"),
+        ("ce+fk1", "Did you mean 'fkl'"),
+        ("ce+fkl@tsk", "Did you mean 'task'"),
+        ("ce,,fkl", "empty part"),
+        ("", "empty part"),
+        ("teacher", "names a row"),
+    ],
+)
+def test_bad_students(preset, text, message):
+    with pytest.raises(UserError) as caught:
+        selection.students(text, preset)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tasks_by_benchmark_protocol_and_glob(preset):
+    assert selection.protocols("all", preset) == list(preset.protocols)
+    assert selection.protocols("mme,pope", preset) == ["pope@miniature", "mme@miniature"]  # the preset's order
+    assert selection.protocols("pope@miniature,easyvqa@test", preset) == ["pope@miniature", "easyvqa@test"]
+    assert selection.protocols("m*", preset) == ["mmbench@miniature", "mme@miniature"]
+    for bad, message in (("pop", "Did you mean 'pope'"), ("x*", "matches no protocol"), ("pope,", "empty part")):
+        with pytest.raises(UserError, match=message):
+            selection.protocols(bad, preset)
+
+
+def test_seeds():
+    assert selection.seeds("0") == [0]
+    assert selection.seeds("2, 0,1") == [2, 0, 1]
+    for bad in ("", "a", "-1", "1.5", "0,0", "0,,1", "1-3", "²", str(2**31)):
+        with pytest.raises(UserError, match="--seeds"):
+            selection.seeds(bad)
+
+
+# ---- the plan ----
+
+
+def stages(preset, recipes="all", seeds=(0,), **options):
+    cells = blueprint.cells(selection.students(recipes, preset), list(seeds), list(preset.protocols))
+    return blueprint.Blueprint(preset, preset.models, options.get("limit"), cells).stages()
+
+
+def test_plan_is_in_order_and_reads_only_what_is_written(preset):
+    every = stages(preset, seeds=(0, 1))
+    seen = set()
+    for stage in every:
+        assert {s.id for s in plan.upstream(stage, every)} <= seen
+        seen.add(stage.id)
+    targets = [t for stage in every for t in stage.targets]
+    assert len(targets) == len(set(targets))
+
+
+def test_students_of_one_seed_come_before_the_next_seed(preset):
+    ids = [s.id for s in stages(preset, "ce,fkl", (0, 1)) if s.kind == "student"]
+    assert ids == ["student/ce/seed0", "student/fkl/seed0", "student/ce/seed1", "student/fkl/seed1"]
+
+
+def configs(found):
+    return {s.id: (dict(s.config), dict(s.given)) for s in found}
+
+
+def test_what_does_not_matter_to_a_stage_does_not_change_it(preset):
+    """A cut evaluation keeps the students; another seed or recipe keeps those that are there."""
+    one, more = configs(stages(preset, "ce", (0,))), configs(stages(preset, "ce,fkl", (0, 1), limit=5))
+    for name in ("data", "teacher/signal", "student/ce/seed0"):
+        assert one[name] == more[name]
+    assert one["evaluate/ce/seed0/pope@miniature"] != more["evaluate/ce/seed0/pope@miniature"]
+
+
+def test_what_matters_changes_the_stage(preset):
+    base = configs(stages(preset, "ce"))
+    longer = preset.model_copy(update={"training": preset.training.model_copy(update={"steps": 251})})
+    noisier = preset.model_copy(update={"data": preset.data.model_copy(update={"label_noise": 0.3})})
+    threads = preset.model_copy(update={"threads": 2})
+    assert configs(stages(longer, "ce"))["student/ce/seed0"] != base["student/ce/seed0"]
+    assert configs(stages(longer, "ce"))["data"] == base["data"]
+    assert configs(stages(noisier, "ce"))["data"] != base["data"]
+    assert configs(stages(threads, "ce"))["student/ce/seed0"] != base["student/ce/seed0"]
+    workers = preset.model_copy(update={"workers": 7, "seconds": {}})
+    assert configs(stages(workers, "ce")) == base
