@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 import simulate
 
 
@@ -18,3 +17,16 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_copy(whole_run: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(whole_run, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One energy and few questions, for tests that build a report often. Read only."""
+    students = ["ce", "ce+fkl@fixed", "ce+fkl@task", "ce+fkl@instance"]
+    return simulate.write_run(tmp_path_factory.mktemp("runs") / "small", clusters=28, steps=40, students=students)
+
+
+@pytest.fixture
+def small_copy(small_run: Path, tmp_path: Path) -> Path:
+    """A copy of the small run that a test may change."""
+    return Path(shutil.copytree(small_run, tmp_path / "small"))

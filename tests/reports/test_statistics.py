@@ -227,7 +227,12 @@ def test_seeds_on_other_questions_are_refused():
 
 def test_mean_over_protocols_weighs_them_equally():
     frame = pd.DataFrame(
-        {"protocol": ["a"] * 2 + ["b"] * 8, "id": [*"01", *"01234567"], "cluster": [*"01", *"01234567"], "nll": [1.0] * 2 + [3.0] * 8}
+        {
+            "protocol": ["a"] * 2 + ["b"] * 8,
+            "id": [*"01", *"01234567"],
+            "cluster": [*"01", *"01234567"],
+            "nll": [1.0] * 2 + [3.0] * 8,
+        }
     )
     assert statistics.bootstrap_mean(frame, "nll").value == 2.0
     with pytest.raises(UserError, match="no finite value"):
