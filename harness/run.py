@@ -44,8 +44,6 @@ Export = Annotated[
 Retrain = Annotated[bool, typer.Option("--retrain-teacher", help="Make tower, teacher and base on this machine first.")]
 
 
-
-
 @app.command(help=_HELP)
 def run(
     students: Students = "all",

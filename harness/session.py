@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness import manifest, plan, progress, store
 from harness.blueprint import Blueprint, Cell, widened
@@ -95,12 +97,14 @@ def main_table(root: Path, blueprint: Blueprint) -> Table:
 
     scores = pd.read_parquet(root / "scores.parquet")
     protocols = [tasks.protocol(name) for name in blueprint.protocols]
-    table = Table(title=f"{blueprint.preset.title} (values only; intervals are in the report)", title_justify="left")
+    suffixes = {protocol.name.partition("@")[2] for protocol in protocols}
+    title = f"{blueprint.preset.title}: values on {', '.join(sorted(suffixes))} protocols; intervals are in the report"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("student", no_wrap=True)
     for protocol in protocols:
-        table.add_column(protocol.name.replace("@", "\n@"), justify="right")
+        table.add_column(protocol.benchmark if len(suffixes) == 1 else protocol.name, justify="right", overflow="fold")
     for name in dict.fromkeys(cell.name for cell in blueprint.cells):
-        row = [name]
+        row: list[str | Text] = [Text(name)]
         for protocol in protocols:
             part = scores[(scores["student"] == name) & (scores["protocol"] == protocol.name)]
             seeds = [rows for _, rows in part.groupby("seed", dropna=False)]

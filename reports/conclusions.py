@@ -186,9 +186,7 @@ def _against_ce(students: Sequence[str], estimates: Estimates) -> tuple[list[Con
     if likely:
         lower = [p for p in likely if p.result.resolved and p.result.value < 0]
         higher = [p for p in likely if p.result.resolved and p.result.value > 0]
-        text = (
-            f"Test NLL, mean over benchmarks: {len(lower)} of {len(likely)} distilled students are resolved below `ce`"
-        )
+        text = f"Test NLL, mean over benchmarks: {len(lower)} of {len(likely)} distilled students are resolved below `ce`"
         text += (f", {len(higher)} above" if higher else "") + "."
         out.append(Conclusion("resolved" if lower or higher else "unresolved", text))
     return out, len(pairs) + len(likely)

@@ -66,5 +66,7 @@ def test_every_example_is_used():
 def test_an_added_file_is_all_it_takes(copied, path):
     environment = {**os.environ, "PYTHONPATH": str(copied)}
     code = "from harness import base\nbase.offline(); base.shim()\n" + USE[path]
-    done = subprocess.run([sys.executable, "-c", code], cwd=copied, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=copied, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -104,9 +104,7 @@ def questions(context: Context) -> None:
         protocol = tasks.protocol(name)
         found = load_questions(context, protocol, context.config["limit"])
         texts = prompts(protocol, found)
-        rows = [
-            (q.id, q.cluster, q.group, q.image, text, q.answer) for q, text in zip(found.questions, texts, strict=True)
-        ]
+        rows = [(q.id, q.cluster, q.group, q.image, text, q.answer) for q, text in zip(found.questions, texts, strict=True)]
         frame = pd.DataFrame(rows, columns=["id", "cluster", "group", "image", "prompt", "gold"])
         frame.to_parquet(folder / f"{name}.parquet", index=False)
         write_json(folder / f"{name}.json", question_facts(protocol, found))

@@ -12,10 +12,10 @@ from reports.measures import Estimates
 
 TITLE = "Loss trajectories"
 CAPTION = (
-    "Training losses before weighting, mean over the answer tokens of a batch, smoothed by a running mean over 5 % of the "
-    "steps. Top: cross-entropy against the training labels (noisy where the run injects noise), with the student trained on "
-    "it alone in every panel. Below: the distillation energy. Bands span the seeds where there are several. A lower training "
-    "loss is no claim about the test."
+    "Training losses before weighting, mean over the samples of a step (each the mean over its answer tokens), smoothed by a "
+    "running mean over 5 % of the steps. Top: cross-entropy against the training labels (noisy where the run injects noise), "
+    "with the student trained on it alone in every panel. Below: the distillation energy, on a logarithmic scale. Bands span "
+    "the seeds where there are several. A lower training loss is no claim about the test."
 )
 ORDER = 10
 

@@ -200,9 +200,7 @@ def collate(encoded: Encoded, rows: Sequence[list[int]], pixels: Mapping[str, to
     mask = causal & (same | shared)
 
     order = [
-        (number, end, index)
-        for number, members in enumerate(rows)
-        for end, index in zip(made[number][3], members, strict=True)
+        (number, end, index) for number, members in enumerate(rows) for end, index in zip(made[number][3], members, strict=True)
     ]
     lengths = np.array([len(encoded.answers[index]) for _, _, index in order])
     offsets = np.concatenate([np.arange(length) for length in lengths])

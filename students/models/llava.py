@@ -157,4 +157,3 @@ class LlavaAdapter:
 
 
 ADAPTER = LlavaAdapter
-

@@ -29,9 +29,7 @@ PROMPTS = ("What color is the star?", "Is there a ring?", "What shape is at the 
 
 @pytest.fixture(scope="module")
 def adapter():
-    shape = LlavaShape(
-        hidden=32, layers=2, heads=4, intermediate=64, vision_hidden=32, vision_layers=1, initializer_range=0.3
-    )
+    shape = LlavaShape(hidden=32, layers=2, heads=4, intermediate=64, vision_hidden=32, vision_layers=1, initializer_range=0.3)
     return LlavaAdapter.build(shape, build_tokenizer([*PROMPTS, "red yes star"]), seed=0)
 
 
