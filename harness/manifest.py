@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def hardware(device: str) -> dict[str, Any]:
     }
 
 
-def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
+def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any], command: str) -> dict[str, Any]:
     """Return the manifest as far as it is known now: questions and models that the run makes are added as they appear."""
     import tasks
 
@@ -93,7 +93,7 @@ def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any]
         "threads": plan.preset.threads,
         "weights": weights,
         "overrides": dict(overrides),
-        "command": list(command),
+        "command": command,
     }
 
 

@@ -83,6 +83,8 @@ class Session:
 
     def _conclude(self, blueprint: Blueprint) -> None:
         """Print the main numbers and where the report is."""
+        suffixes = sorted({name.partition("@")[2] for name in blueprint.protocols})
+        self._say(f"{blueprint.preset.title}: values, protocols {', '.join(suffixes)} (intervals are in the report)")
         self.console.print(main_table(self.root, blueprint))
         page = self.root / "report" / "index.html"
         self._say(f"report: {page} (and report.md, report.tex beside it)")
@@ -98,8 +100,7 @@ def main_table(root: Path, blueprint: Blueprint) -> Table:
     scores = pd.read_parquet(root / "scores.parquet")
     protocols = [tasks.protocol(name) for name in blueprint.protocols]
     suffixes = {protocol.name.partition("@")[2] for protocol in protocols}
-    title = f"{blueprint.preset.title}: values on {', '.join(sorted(suffixes))} protocols; intervals are in the report"
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("student", no_wrap=True)
     for protocol in protocols:
         table.add_column(protocol.benchmark if len(suffixes) == 1 else protocol.name, justify="right", overflow="fold")
