@@ -15,7 +15,7 @@ WORDS = "yes no a b c d red green blue yellow two three stop cup dog tree is the
 
 def save_checkpoint(folder: Path, seed: int = 0) -> Path:
     import torch
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -30,6 +30,7 @@ def save_checkpoint(folder: Path, seed: int = 0) -> Path:
     words = Tokenizer(models.WordLevel({w: n for n, w in enumerate([*special, *WORDS.split()])}, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])  # as Llama's
     words.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",

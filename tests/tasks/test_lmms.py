@@ -83,7 +83,9 @@ def test_gold_logprobs_are_those_of_the_model_fed_one_sequence(model, asked):
         text = model.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        inputs = model.processor(text=[text], images=None if image is None else [image], return_tensors="pt")
+        inputs = model.processor(
+            text=[text], images=None if image is None else [image], return_tensors="pt", add_special_tokens=False
+        )
         start = inputs["input_ids"].shape[1]
         inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

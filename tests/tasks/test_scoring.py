@@ -210,6 +210,7 @@ def test_the_constant_level_is_what_its_replies_score(benchmark):
 def test_scoring_leaves_the_process_as_it_was(capsys):
     import loguru
 
+    random.seed(7)  # not a state that an earlier run may have left
     loud = []
     sink = loguru.logger.add(loud.append, level="INFO")
     state, filters, numbers = random.getstate(), list(warnings.filters), np.random.get_state()[1].tolist()  # noqa: NPY002
