@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from harness.base import UserError, offline, unknown
 
 MODULE = "harness.report"
 FORMATS = ("md", "tex", "html")
+_STAGE = "report"  # also its target
 _HELP = """Write the report of a run again: tables, figures, Markdown, LaTeX and HTML, from its files alone.
 
 Example:
@@ -35,13 +37,27 @@ def report(run: Runs = None, layout: Layouts = None, formats: Formats = "md,tex,
     for name in wanted:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    from reports.build import build
-
     for folder in run:
         root = folder.expanduser().resolve()
         with store.locked(root, store.read_preset(root)):
-            for path in build(root, formats=wanted, layouts=layout):
+            for path in _rebuild(root, wanted, layout):
                 cli.console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+def _rebuild(root: Path, formats: tuple[str, ...], layouts: list[str] | None) -> list[Path]:
+    """Write the report and keep the ledger true: a whole report stays complete, a partial one is finished by the next run."""
+    from reports.build import build
+
+    entry = store.read_entry(root, _STAGE)
+    if entry is None or set(formats) != set(FORMATS) or layouts:
+        store.forget(root, _STAGE)
+        return build(root, formats=formats, layouts=layouts)
+    started = time.monotonic()
+    store.begin(root, _STAGE, entry.digest, (_STAGE,), resumes=False)
+    target = store.partial(root, _STAGE)
+    written = [path.relative_to(target) for path in build(root, formats=formats, out=target)]
+    store.commit(root, _STAGE, entry.digest, entry.version, (_STAGE,), time.monotonic() - started)
+    return [root / _STAGE / path for path in written]
 
 
 if __name__ == "__main__":

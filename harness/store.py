@@ -108,12 +108,17 @@ def _damaged(path: Path, stage: str, why: str) -> NoReturn:
     raise UserError(f"{path} is damaged: {why}. Delete it and run the same command again, which repeats only stage {stage}")
 
 
+def forget(root: Path, stage: str) -> None:
+    """Drop the ledger entry of ``stage``: the next run does it again."""
+    remove(entry_path(root, stage))
+
+
 def begin(root: Path, stage: str, stage_digest: str, targets: Sequence[str], resumes: bool) -> None:
     """Open ``stage`` for work: forget its ledger entry and clear what an earlier attempt left.
 
     A stage that ``resumes`` keeps the partial folder of an attempt with the same digest; any other starts from nothing.
     """
-    remove(entry_path(root, stage))
+    forget(root, stage)
     marker = entry_path(root, stage).with_suffix(".begun")
     same = marker.is_file() and marker.read_text(encoding="utf-8") == stage_digest
     for target in targets:

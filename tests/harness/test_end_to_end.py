@@ -131,12 +131,18 @@ def test_export_is_a_checkpoint_with_a_card(run, work, tiny):
     assert (absent.returncode, "holds no finished student 'fkl'" in absent.stderr) == (2, True)
 
 
-def test_report_again_from_the_files_alone(run, work):
+def test_report_again_from_the_files_alone(run, work, tiny):
     page = run / "report" / "index.html"
     page.unlink()
     done = call("--run", "run", cwd=work, module="harness.report")
     assert done.returncode == 0, done.stderr
     assert page.is_file()
+    arguments = ("--preset", tiny, "--students", "ce", "--tasks", "pope", "--out", "run", "--dry-run")
+    assert "nothing to do" in call(*arguments, cwd=work).stdout
+    part = call("--run", "run", "--format", "md", cwd=work, module="harness.report")
+    assert part.returncode == 0, part.stderr
+    assert page.is_file()
+    assert "\n1 of " in call(*arguments, cwd=work).stdout  # only the report, and nothing is called damaged
 
 
 # ---- killed ----
