@@ -41,9 +41,10 @@ def conclusions(estimates: Estimates) -> list[Conclusion]:
     run = estimates.run
     out: list[Conclusion] = []
     if run.suite:
-        out.append(
-            Conclusion("caveat", f"All numbers below come from the {run.suite}: they say nothing of published benchmarks.")
-        )
+        out.append(Conclusion("caveat", f"No number here is comparable with a published one ({run.suite})."))
+    if run.manifest.limit is not None:
+        cut = f"Every benchmark was cut to its first {run.manifest.limit} clusters (images, pairs, groups)."
+        out.append(Conclusion("caveat", cut))
     if run.scores is None:
         return [*out, Conclusion("caveat", "The run holds no scores.parquet yet, so nothing can be concluded.")]
     students = [s for s in run.students if run.kinds.get(s) == "student"]
@@ -67,7 +68,7 @@ def conclusions(estimates: Estimates) -> list[Conclusion]:
             Conclusion(
                 "caveat",
                 f"{compared} paired comparisons were made for this summary, without correction for their number: "
-                f"were no student different from another, about {chance:.0f} of them would still look resolved.",
+                f"were no student different from another, about {chance:.2g} of them would still look resolved.",
             )
         )
     return out
@@ -93,6 +94,10 @@ def _amount(pair: _Pair, name: str) -> str:
     unit = f" {m.unit}" if name != "score" else unit
     numbers = [f"{m.scale * x:+.{m.decimals}f}".replace("-", "−") for x in (d.value, d.low, d.high)]
     return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def _places(pairs: Sequence[_Pair]) -> str:
@@ -129,8 +134,8 @@ def _on_scores(label: str, names: str, pairs: Sequence[_Pair]) -> Conclusion:
     if not apart:
         return Conclusion(
             "unresolved",
-            f"{label}: {names} weighting are not resolved from each other on any of the {n} benchmarks "
-            f"({len(pairs)} paired comparisons).",
+            f"{label}: {names} weighting are not resolved from each other on any of {_count(n, 'benchmark')} "
+            f"({_count(len(pairs), 'paired comparison')}).",
         )
     said = []
     for a, b in dict.fromkeys((p.a, p.b) for p in apart):
@@ -178,7 +183,8 @@ def _against_ce(students: Sequence[str], estimates: Estimates) -> tuple[list[Con
     if pairs:
         n = len({p.protocol.name for p in pairs if p.protocol})
         text = (
-            f"Distillation against `ce` alone: of {len(pairs)} comparisons ({len(others)} students, {n} benchmarks) "
+            f"Distillation against `ce` alone: of {_count(len(pairs), 'comparison')} "
+            f"({_count(len(others), 'student')}, {_count(n, 'benchmark')}) "
             f"{len(above)} are resolved above, {len(below)} below and {len(pairs) - len(above) - len(below)} not."
         )
         out.append(Conclusion("resolved" if above or below else "unresolved", text))
@@ -186,7 +192,8 @@ def _against_ce(students: Sequence[str], estimates: Estimates) -> tuple[list[Con
     if likely:
         lower = [p for p in likely if p.result.resolved and p.result.value < 0]
         higher = [p for p in likely if p.result.resolved and p.result.value > 0]
-        text = f"Test NLL, mean over benchmarks: {len(lower)} of {len(likely)} distilled students are resolved below `ce`"
+        asked = _count(len(likely), "distilled student")
+        text = f"Test NLL, mean over benchmarks: {len(lower)} of {asked} resolved below `ce`"
         text += (f", {len(higher)} above" if higher else "") + "."
         out.append(Conclusion("resolved" if lower or higher else "unresolved", text))
     return out, len(pairs) + len(likely)
@@ -203,9 +210,9 @@ def _floor(students: Sequence[str], estimates: Estimates) -> list[Conclusion]:
         if not scored:
             continue
         fails = [p.title for p in scored if not _clears(student, p, estimates)]
-        cleared = f"{len(scored) - len(fails)} of {len(scored)} benchmarks"
+        cleared = f"{len(scored) - len(fails)} of {_count(len(scored), 'benchmark')}"
         text = f"`{student}` lies above random guessing and the best constant answer on {cleared}"
-        text += f"; not resolved on {', '.join(fails)}." if fails else ", by its interval."
+        text += f"; not resolved on {', '.join(fails)}." if fails and len(fails) < len(scored) else ", by its interval."
         out.append(Conclusion("unresolved" if fails else "resolved", text))
     return out
 

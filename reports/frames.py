@@ -72,6 +72,7 @@ class Manifest(_Open):
     students: list[str]
     seeds: list[int] = pydantic.Field(min_length=1)
     protocols: dict[str, ProtocolRecord]
+    limit: int | None = None
     versions: dict[str, str] = {}
     git_commit: str | None = None
     hardware: dict[str, Any] = {}
@@ -114,7 +115,7 @@ class Run:
         """What titles and captions must say of the questions: None only if every protocol is an official one."""
         if any(p.name.endswith("@miniature") for p in self.protocols):
             return "miniature suite"
-        return None if all(p.official for p in self.protocols) else "not an official protocol"
+        return None if all(p.official for p in self.protocols) else "unofficial protocol"
 
     @functools.cached_property
     def students(self) -> list[str]:

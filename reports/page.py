@@ -192,6 +192,7 @@ def provenance(run: Run, resamples: int) -> list[tuple[str, str]]:
         ("Protocols", protocols or unknown),
         ("Training data", data or unknown),
         ("Weights", weights or unknown),
+        ("Limit", "none" if m.limit is None else f"first {m.limit} clusters of every benchmark"),
         ("Changed by hand", ", ".join(f"{k} {v}" for k, v in m.overrides.items()) or "nothing"),
         ("Software", ", ".join(f"{k} {v}" for k, v in m.versions.items()) or unknown),
         ("Hardware", ", ".join(f"{k} {v}" for k, v in m.hardware.items()) or unknown),
@@ -204,12 +205,11 @@ def provenance(run: Run, resamples: int) -> list[tuple[str, str]]:
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """The run in a handful of numbers, for the head of the page."""
-    rows = [("students", f"{len(run.manifest.students)}"), ("benchmarks", f"{len(run.protocols)}")]
+    counts = [("student", len(run.manifest.students)), ("benchmark", len(run.protocols))]
     if run.scores is not None:
-        asked = run.scores.drop_duplicates(["protocol", "id"])
-        rows.append(("questions", f"{len(asked):,}"))
-    rows.append(("seeds" if len(run.manifest.seeds) != 1 else "seed", f"{len(run.manifest.seeds)}"))
-    return rows
+        counts.append(("question", len(run.scores.drop_duplicates(["protocol", "id"]))))
+    counts.append(("seed", len(run.manifest.seeds)))
+    return [(word if n == 1 else f"{word}s", f"{n:,}") for word, n in counts]
 
 
 def lead(run: Run) -> str:

@@ -36,7 +36,7 @@ class Layout(Strict):
         references: rows for random guessing and for the best constant answer, where scores are shown.
         mark: mark the best student of each column and all that are not resolved from it (values), or every resolved
             cell (differences).
-        mean: add a last column with the mean over the protocols.
+        mean: add a last column with the mean over the protocols, where there are several.
     """
 
     title: str
@@ -256,7 +256,7 @@ def _columns(layout: Layout, estimates: Estimates) -> list[Column]:
     name = layout.measures[0]
     kind = measure(name)
     columns = [Column(p.title, _size(p, run, kind, name), kind, name, p) for p in run.protocols]
-    if layout.mean:
+    if layout.mean and len(run.protocols) > 1:
         columns.append(Column("Mean", kind.unit, kind, name, None))
     return columns
 

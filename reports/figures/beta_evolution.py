@@ -38,7 +38,7 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
         for student in [s for s in run.students if family(s) == members and weighting(s)]:
             _line(axes, student, channel, frame, run, theme)
         axes.set_title("+".join(members) + (f", weight of {channel}" if len(members) > 1 else ""))
-        axes.set_xlabel("optimiser step")
+        style.steps(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[: len(panels)]:

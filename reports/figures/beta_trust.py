@@ -64,7 +64,7 @@ def _panel(axes: Axes, found: list[Trust], flag: str, labels: tuple[str, str], t
             name = f"{label}" if k == 0 else None
             axes.plot([q[2]], [y], marker, markersize=5, color=color, markeredgecolor=theme.paper, linestyle="none", label=name)
         text = (
-            "no such sample in this run" if result is None else f"P = {result.value:.2f} [{result.low:.2f}, {result.high:.2f}]"
+            "only one kind in this run" if result is None else f"P = {result.value:.2f} [{result.low:.2f}, {result.high:.2f}]"
         )
         place = axes.get_yaxis_transform()
         axes.text(0.99, -k + 0.36, text, transform=place, ha="right", va="center", fontsize=7.5, color=theme.ink)

@@ -43,7 +43,7 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
             axes.set_title("ce" if row == 0 and not members else ("+".join(members) if row == 0 else ""))
             name = "cross-entropy" if channels[row] == "ce" else channels[row]
             axes.set_ylabel(f"{name} (nats/token)" if channels[row] in ("ce", "fkl") else f"{name} (per token)")
-        grid[min(depth, len(channels)) - 1][column].set_xlabel("optimiser step")
+        style.steps(grid[min(depth, len(channels)) - 1][column])
     style.legend(figure)
     return figure
 

@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from harness.base import atomic_path
 from reports.frames import weighting
@@ -153,21 +153,26 @@ def save(figure: Figure, target: Path) -> None:
 
 
 def plain_log(axes: Axes, which: str = "y") -> None:
-    """Make an axis logarithmic with plain numbers (0.1, 1, 10), and label 2 and 5 where it spans little."""
+    """Make an axis logarithmic with plain numbers (0.1, 1, 10) and enough of them, however little it spans."""
     axes.set(**{f"{which}scale": "log"})
     axis: XAxis | YAxis = axes.yaxis if which == "y" else axes.xaxis
     low, high = axis.get_view_interval()
-    spread = math.log10(high / low) if low > 0 else 2.0
-    minor: tuple[float, ...] = (2, 5) if spread < 2.0 else ()
-    if spread < 0.5:
-        minor = (1.5, 2, 3, 4, 5, 6, 8)
+    spread = math.log10(high / low)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if spread < 0.6:  # no decade, perhaps not even a 2 or a 5, lies within
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+        return
+    leads = (2, 5) if spread < 2.0 else ()
 
-    def text(value: float, _: int) -> str:
-        return f"{value:g}"
-
-    def text_minor(value: float, _: int) -> str:
+    def minor(value: float, _: int) -> str:
         lead = value / 10 ** math.floor(math.log10(value) + 1e-9)
-        return f"{value:g}" if any(abs(lead - m) < 1e-6 for m in minor) else ""
+        return f"{value:g}" if any(abs(lead - m) < 1e-6 for m in leads) else ""
 
-    axis.set_major_formatter(FuncFormatter(text))
-    axis.set_minor_formatter(FuncFormatter(text_minor))
+    axis.set_minor_formatter(FuncFormatter(minor))
+
+
+def steps(axes: Axes) -> None:
+    """Label an axis of optimiser steps: whole numbers."""
+    axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))

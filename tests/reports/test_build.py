@@ -314,3 +314,10 @@ def test_one_seed_and_many_comparisons_are_caveats(whole_run):
     assert "training variation is unmeasured" in caveats
     assert "without correction for their number" in caveats
     assert "miniature" in caveats
+
+
+def test_a_limit_is_said(small_copy):
+    manifest = read_json(small_copy / "manifest.json")
+    write_json(small_copy / "manifest.json", manifest | {"limit": 12})
+    found = conclusions(Estimates(frames.load(small_copy), resamples=50))
+    assert any("cut to its first 12 clusters" in c.text for c in found)
