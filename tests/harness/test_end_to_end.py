@@ -35,8 +35,10 @@ original, socket.socket.connect = socket.socket.connect, refuse
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with one finished run of two students on two benchmarks, made with the network cut off."""
+    """A working folder that refuses the network, and that holds a package which workers must not take for ours."""
     folder = tmp_path_factory.mktemp("work")
+    (folder / "students").mkdir()
+    (folder / "students" / "__init__.py").write_text("raise ImportError('the wrong package')")
     (folder / "cut").mkdir()
     (folder / "cut" / "sitecustomize.py").write_text(NO_NETWORK)
     return folder
@@ -44,6 +46,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(work, tiny):
+    """One finished run of two students on two benchmarks."""
     cut = f"{work / 'cut'}{os.pathsep}{HOME}"
     arguments = ("--preset", tiny, "--students", "ce,ce+fkl@instance", "--tasks", "pope,textvqa", "--out", "run")
     done = call(*arguments, cwd=work, PYTHONPATH=cut)
@@ -106,8 +109,12 @@ def test_again_repeats_nothing_and_a_part_of_it_neither(run, work, tiny):
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and not p.name.startswith(".")}
 
 
-def test_truncated_checkpoint_is_named(run, work, tiny):
-    path = run / "students" / "ce" / "seed0" / "student" / "model.safetensors"
+@pytest.mark.parametrize(
+    "file",
+    ["students/ce/seed0/student/model.safetensors", "teacher/signal/logits.npy", "replies/ce/seed0/pope@miniature.jsonl"],
+)
+def test_truncated_file_is_named(run, work, tiny, file):
+    path = run / file
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
     done = call("--preset", tiny, "--students", "ce", "--tasks", "pope", "--out", "run", cwd=work)
