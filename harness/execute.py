@@ -145,7 +145,7 @@ class Execution:
         elif message.kind == "done":
             self._finish(stage, message.seconds)
         elif message.kind == "refused":
-            raise UserError(message.text)
+            raise UserError(f"{message.text} (stage {stage.id})")
         else:
             raise StageError(stage.id, message.text, message.trace)
 

@@ -187,3 +187,24 @@ def test_what_matters_changes_the_stage(preset):
     assert configs(stages(threads, "ce"))["student/ce/seed0"] != base["student/ce/seed0"]
     workers = preset.model_copy(update={"workers": 7, "seconds": {}})
     assert configs(stages(workers, "ce")) == base
+
+
+def test_retraining_makes_the_three_models_in_the_run_and_reads_them_from_there(preset):
+    cells = blueprint.cells(selection.students("ce", preset), [0], ["pope@miniature"])
+    every = {s.id: s for s in blueprint.Blueprint(preset, config.retrained(preset), None, cells).stages()}
+    assert {"model/tower", "model/teacher", "model/base"} <= set(every)
+    assert "models/tower" in every["model/teacher"].reads
+    assert "teacher/checkpoint" in every["teacher/signal"].reads
+    assert "models/base" in every["student/ce/seed0"].reads
+    assert not every["student/ce/seed0"].given
+    with pytest.raises(UserError, match="does not say how its models are made"):
+        config.retrained(preset.model_copy(update={"retrain": None}))
+
+
+def test_given_weights_are_part_of_what_they_shape(preset, tmp_path):
+    before = configs(stages(preset, "ce"))
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    after = configs(stages(preset, "ce"))
+    assert after["student/ce/seed0"] != before["student/ce/seed0"]
+    assert after["teacher/signal"] != before["teacher/signal"]
+    assert after["data"] == before["data"]

@@ -49,7 +49,7 @@ def test_output_of_libraries_goes_to_a_log(carry_out, capfd):
 
 
 def test_bad_input_found_by_a_stage_is_a_user_error(carry_out):
-    with pytest.raises(UserError, match=r"^this input is bad$"):
+    with pytest.raises(UserError, match=r"^this input is bad \(stage f\)$"):
         carry_out([stage("f", run="folder", targets=("f",), how="refuse")])
 
 
