@@ -313,7 +313,7 @@ class Blueprint:
                 config=self._report_facts(),
                 targets=("report",),
                 reads=(*collect.TARGETS, "questions", "images", *dynamics),
-                given={"layouts": collect.layouts_digest(), **self.given()},
+                given={"reports": collect.room_digest(), **self.given()},
             )
         )
 

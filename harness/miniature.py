@@ -12,7 +12,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,27 +169,41 @@ def _record(folder: Path, measured: dict[str, Any], threads: int) -> dict[str, A
     }
 
 
-def make(out: Path, progress: Callable[[str], Progress], threads: int) -> None:
+def make(out: Path, progress: Callable[[str], Progress], threads: int, roles: Sequence[str] = ROLES) -> None:
     """Make the three models into ``out``; everything is made beside it first, then moved in.
 
     Args:
         out: a folder; its ``tower``, ``teacher``, ``base`` and ``record.json`` are replaced.
         progress: called with a role, returns what is told about its steps.
         threads: of torch; part of the record, since another number gives other last digits.
+        roles: which to make; the others are taken from ``out`` as they are, with their record.
+
+    Raises:
+        UserError: for an unknown role, or a tower made again under models that were built on the old one.
     """
     import torch
 
+    for role in roles:
+        if role not in ROLES:
+            raise base.unknown("role", role, ROLES)
+    if "tower" in roles and set(roles) != set(ROLES):
+        raise base.UserError("a new tower needs a new teacher and a new base: give all three roles, or none")
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
+    measured = {} if set(roles) == set(ROLES) else base.read_json(out / "record.json")["measured"]
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as name:
         folder = Path(name)
-        measured = {}
         for role in ROLES:
+            if role not in roles:
+                shutil.copytree(out / role, folder / role)
+                continue
             making = options()[role]
             tower = None if role == "tower" else folder / "tower"
             learned = corpus(making.images, making.seed)
             measured[role] = pretraining.make(role, making, learned, tower, folder / role, progress(role))
             (folder / role / "made.json").unlink()  # all of it is in record.json
+        for path in folder.rglob("*.*"):
+            path.chmod(0o644)  # safetensors files come out readable by their owner alone, which a wheel would keep
         record = _record(folder, measured, threads)
         for role in ROLES:
             base.remove(out / role)
@@ -199,7 +213,8 @@ def make(out: Path, progress: Callable[[str], Progress], threads: int) -> None:
 
 def main(
     out: Annotated[Path, typer.Option(help="Where to put tower/, teacher/, base/ and record.json.")] = FOLDER,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    roles: Annotated[str, typer.Option(help="Which to make, by commas; the others stay as they are.")] = ",".join(ROLES),
 ) -> None:
     """Make the tower, the teacher and the student base of the embedded suite (about half an hour on two cores)."""
     from rich.progress import Progress as Bar
@@ -214,7 +229,7 @@ def main(
             task = bar.add_task(role)
             return lambda done, total: bar.update(task, completed=done, total=total)
 
-        make(out, progress, threads)
+        make(out, progress, threads, roles.split(","))
 
 
 if __name__ == "__main__":

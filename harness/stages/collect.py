@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.base import digest_folder
+from harness.base import digest, digest_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,13 +24,15 @@ SCORES = (
 DIAGNOSTICS = ("student", "seed", "protocol", "id", "nll", "confidence", "entropy", "teacher_agrees", "teacher_kl")
 
 
-def layouts_digest() -> str:
-    """Return a digest of the table layouts, so that a new one is in the next report."""
+def room_digest() -> str:
+    """Return a digest of everything in ``reports/``, so that a new layout, figure or template is in the next report."""
     from pathlib import Path
 
     import reports
 
-    return digest_folder(Path(reports.__file__).parent / "layouts", "*.yaml")
+    room = Path(reports.__file__).parent
+    found = sorted({path.suffix for path in room.rglob("*") if path.is_file()} - {".pyc"})
+    return digest([digest_folder(room, f"**/*{suffix}") for suffix in found])
 
 
 def collect(context: Context) -> None:
