@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.base import Strict, UserError, write_json
 from students.pretrain import PretrainOptions
+from students.shape import LlavaShape
 from students.tower import TowerOptions
 
 if TYPE_CHECKING:
@@ -29,21 +30,6 @@ PHRASES = (
 )
 
 Progress = Callable[[int, int], None]
-
-
-class Shape(Strict):
-    """See :class:`students.models.llava.LlavaShape`; repeated here so that reading a preset needs no torch."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    vision_hidden: int = 128
-    vision_layers: int = 3
-    vision_heads: int = 4
-    image: int = 60
-    patch: int = 20
-    initializer_range: float = 0.06
 
 
 class Making(Strict):
@@ -64,7 +50,7 @@ class Making(Strict):
 
     corpus: Literal["miniature", "data"]
     images: int = 0
-    shape: Shape
+    shape: LlavaShape
     tower: Literal["dense", "joint"] | None = None
     dense: TowerOptions | None = None
     labels: PretrainOptions | None = None
@@ -105,7 +91,7 @@ def _pixels(adapter: LlavaAdapter, corpus: Corpus) -> dict[str, torch.Tensor]:
 
 
 def _tokenizer(corpus: Corpus) -> Any:
-    from students.models.tokens import build_tokenizer
+    from students.tokens import build_tokenizer
 
     texts = {text for sample in corpus.training for text in (sample.prompt, sample.clean_answer)}
     texts |= {word for patches in corpus.words.values() for patch in patches for word in patch}
@@ -114,14 +100,13 @@ def _tokenizer(corpus: Corpus) -> Any:
 
 def _start(making: Making, tower: Path | None, corpus: Corpus) -> LlavaAdapter:
     """Build the model, on a given tower and its tokenizer or on new ones."""
-    from students.models.llava import LlavaAdapter, LlavaShape
+    from students.models.llava import LlavaAdapter
 
-    shape = LlavaShape(**making.shape.model_dump())
     if tower is None:
-        return LlavaAdapter.build(shape, _tokenizer(corpus), making.seed)
+        return LlavaAdapter.build(making.shape, _tokenizer(corpus), making.seed)
     from transformers import AutoTokenizer, CLIPVisionModel
 
-    adapter = LlavaAdapter.build(shape, AutoTokenizer.from_pretrained(tower), making.seed)
+    adapter = LlavaAdapter.build(making.shape, AutoTokenizer.from_pretrained(tower), making.seed)
     adapter.tower.load_state_dict(CLIPVisionModel.from_pretrained(tower).float().state_dict())
     return adapter
 

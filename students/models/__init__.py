@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def families() -> dict[str, str]:
     """Return the module of each family file in this folder, by the ``MODEL_TYPE`` that it is named after."""
     names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
-    return {name: f"students.models.{name}" for name in names if name != "tokens"}
+    return {name: f"students.models.{name}" for name in names}
 
 
 def load(folder: str | Path, device: str = "cpu") -> LlavaAdapter:

@@ -10,25 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.base import Strict, UserError, shim
+from harness.base import UserError, shim
 from students.data.pack import Batch
+from students.shape import LlavaShape
 
 shim()  # before transformers' image classes look for torchvision
-
-
-class LlavaShape(Strict):
-    """The size of a small LLaVA. Widths in channels, images and patches in pixels."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    vision_hidden: int = 128
-    vision_layers: int = 3
-    vision_heads: int = 4
-    image: int = 60
-    patch: int = 20
-    initializer_range: float = 0.06  # transformers' 0.02 leaves models this small on the plateau of the prior
 
 
 class LlavaAdapter:

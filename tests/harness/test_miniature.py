@@ -80,6 +80,9 @@ def test_every_word_of_the_suite_is_known_to_the_tokenizer():
             assert tokenizer.decode(ids, skip_special_tokens=True) == question.answer
 
 
+SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "intermediate": 16, "vision_hidden": 16, "vision_layers": 1, "vision_heads": 2}
+
+
 @pytest.fixture(scope="module")
 def corpus():
     return miniature.corpus(12, 0)
@@ -95,17 +98,8 @@ def test_the_corpus_asks_all_six_flavours_and_labels_every_patch(corpus):
 
 
 def test_the_script_makes_the_same_models_twice(corpus, tmp_path):
-    shape = {
-        "hidden": 16,
-        "layers": 1,
-        "heads": 2,
-        "intermediate": 16,
-        "vision_hidden": 16,
-        "vision_layers": 1,
-        "vision_heads": 2,
-    }
-    tower = Making(corpus="miniature", shape=shape, tower="dense", dense={"steps": 2, "batch": 4}, half=True)
-    teacher = Making(corpus="miniature", shape=shape, labels={"steps": 2, "rows": 2, "warmup": 1}, align=2, half=True)
+    tower = Making(corpus="miniature", shape=SHAPE, tower="dense", dense={"steps": 2, "batch": 4}, half=True)
+    teacher = Making(corpus="miniature", shape=SHAPE, labels={"steps": 2, "rows": 2, "warmup": 1}, align=2, half=True)
     for copy in ("a", "b"):
         pretraining.make("tower", tower, corpus, None, tmp_path / copy / "tower", lambda done, total: None)
         made = pretraining.make(
@@ -122,18 +116,9 @@ def test_the_script_makes_the_same_models_twice(corpus, tmp_path):
     [("teacher", None, "needs a tower"), ("tower", "x", "builds its own"), ("tower", None, "dense")],
 )
 def test_options_that_do_not_fit_are_one_clear_error(corpus, tmp_path, role, tower, message):
-    shape = {
-        "hidden": 16,
-        "layers": 1,
-        "heads": 2,
-        "intermediate": 16,
-        "vision_hidden": 16,
-        "vision_layers": 1,
-        "vision_heads": 2,
-    }
     with pytest.raises(base.UserError, match=message):
         pretraining.make(
-            role, Making(corpus="miniature", shape=shape, tower="dense"), corpus, tower, tmp_path / "m", lambda *_: None
+            role, Making(corpus="miniature", shape=SHAPE, tower="dense"), corpus, tower, tmp_path / "m", lambda *_: None
         )
     assert not (tmp_path / "m").exists()
 

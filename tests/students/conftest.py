@@ -5,9 +5,10 @@ import pytest
 
 from students.data.pack import encode
 from students.data.samples import Sample, TrainingSet
-from students.models.llava import LlavaAdapter, LlavaShape
-from students.models.tokens import build_tokenizer
+from students.models.llava import LlavaAdapter
+from students.shape import LlavaShape
 from students.teachers import TeacherSignal, cache, signal_key
+from students.tokens import build_tokenizer
 
 WORDS = ("red", "blue", "green", "dark red")
 SHAPE = {"heads": 2, "vision_hidden": 16, "vision_layers": 1, "vision_heads": 2, "image": 8, "patch": 4}

@@ -11,8 +11,9 @@ import torch
 from harness.base import UserError
 from students.data import pack, samples
 from students.data.samples import Sample
-from students.models.llava import LlavaAdapter, LlavaShape
-from students.models.tokens import build_tokenizer
+from students.models.llava import LlavaAdapter
+from students.shape import LlavaShape
+from students.tokens import build_tokenizer
 
 
 def pictures(n, side=60):
