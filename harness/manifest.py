@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -31,6 +32,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache  # the code of this process is what it started from, whatever is checked out meanwhile
 def git_commit() -> str | None:
     """Return the commit of this source tree, with ``-modified`` when it differs from it; None outside a checkout."""
     folder = Path(__file__).parent
