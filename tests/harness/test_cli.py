@@ -32,14 +32,21 @@ def test_help_has_examples(tmp_path, module):
     assert f"python -m {module} --" in done.stdout
 
 
-def test_list_names_everything_that_can_be_asked_for(tmp_path):
-    started = time.monotonic()
-    done = call("--list", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    """A path on which torch, transformers and lmms_eval end the process: what only tells or plans must not load them."""
+    folder = tmp_path_factory.mktemp("light")
+    for name in ("torch", "transformers", "lmms_eval"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    return f"{folder}{os.pathsep}{HOME}"
+
+
+def test_list_names_everything_that_can_be_asked_for(tmp_path, light):
+    done = call("--list", cwd=tmp_path, PYTHONPATH=light)
     assert done.returncode == 0, done.stderr
     words = "miniature smoke easyvqa ce+fkl@fixed@lambda4 cosine_probs instance lambda0.3 pope@miniature"
     for word in words.split():
         assert word in done.stdout
-    assert time.monotonic() - started < 6
     assert not list(tmp_path.iterdir())
 
 
@@ -106,13 +113,11 @@ def test_other_packages_in_the_current_folder_do_not_shadow_ours(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_dry_run_writes_nothing(tmp_path, tiny):
-    started = time.monotonic()
-    done = call("--preset", tiny, "--dry-run", cwd=tmp_path)
+def test_dry_run_writes_nothing(tmp_path, tiny, light):
+    done = call("--preset", tiny, "--dry-run", cwd=tmp_path, PYTHONPATH=light)
     assert done.returncode == 0, done.stderr
     assert "to do  student ce+fkl@instance seed0" in done.stdout
     assert "stages to do, about" in done.stdout
-    assert time.monotonic() - started < 6
     assert not (tmp_path / "runs").exists()
 
 

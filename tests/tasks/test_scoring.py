@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -289,7 +288,5 @@ def test_an_error_in_scoring_surfaces_at_once(monkeypatch):
     """lmms-eval would retry five times over eight seconds and raise a bare RetryError."""
     protocol, questions = setting("pope")
     broken = change(questions, 3, answer="maybe")
-    start = time.monotonic()
     with pytest.raises(AssertionError):
         tasks.score(protocol, gold(broken), broken)
-    assert time.monotonic() - start < 2
