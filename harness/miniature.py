@@ -104,19 +104,18 @@ def corpus(images: int, seed: int) -> Corpus:
     import pandas as pd
 
     from students.data import samples
-    from tasks.miniature.render import render
+    from tasks.miniature.build import picture
     from tasks.miniature.scene import scenes
-    from tasks.questions import image_key
     from tasks.training import training_rows
 
     found = list(itertools.islice(scenes("pretrain"), images))
-    pixels = {scene.id: render(scene) for scene in found}
-    keys = {name: image_key(array) for name, array in pixels.items()}
+    drawn = {scene.id: picture(scene) for scene in found}
+    keys = {name: key for name, (key, _) in drawn.items()}
     asked = training_rows(protocols(), split="pretrain", images=images)
     rows = pd.concat([asked.rows, pd.DataFrame(list(_extra(found, seed, keys)))], ignore_index=True)
     shown = {keys[scene.id]: _shown(scene) for scene in found}
     return Corpus(
-        samples.from_frame(rows, {keys[name]: array for name, array in pixels.items()}),
+        samples.from_frame(rows, dict(drawn.values())),
         {key: labels for key, (labels, _) in shown.items()},
         {key: words for key, (_, words) in shown.items()},
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +17,6 @@ from students.shape import LlavaShape
 from students.tower import TowerOptions
 
 if TYPE_CHECKING:
-    import torch
-
     from students.data.samples import TrainingSet
     from students.models.llava import LlavaAdapter
 
@@ -85,11 +83,6 @@ def _write(adapter: LlavaAdapter, out: Path, role: str, half: bool) -> None:
         adapter.save(out)
 
 
-def _pixels(adapter: LlavaAdapter, corpus: Corpus) -> dict[str, torch.Tensor]:
-    images = corpus.training.images
-    return dict(zip(images, adapter.pixels(list(images.values())), strict=True))
-
-
 def _tokenizer(corpus: Corpus) -> Any:
     from students.tokens import build_tokenizer
 
@@ -144,18 +137,19 @@ def _learn(adapter: LlavaAdapter, corpus: Corpus, making: Making, role: str, pro
 
     from students import pretrain
     from students.data import pack
+    from students.teachers import pixel_table
     from students.tower import align, scale_projector
 
     if making.labels is None:
         raise UserError(f"the {role} needs the option 'labels'")
-    pixels = _pixels(adapter, corpus)
-    sample = torch.stack(list(pixels.values())[:6000])
+    pixels = pixel_table(adapter, corpus.training)
+    known = [key for key in corpus.training.images if key in pixels][:6000]
+    sample = torch.stack([pixels[key] for key in known])
     measured: dict[str, Any] = {}
     if role != "tower":
         scale_projector(adapter, sample)
     if making.align:
         tokenizer = adapter.processor.tokenizer
-        known = list(corpus.training.images)[:6000]
         words = [[tokenizer(" ".join(w), add_special_tokens=False)["input_ids"] for w in corpus.words[key]] for key in known]
         measured["alignment_loss"] = round(align(adapter, sample, words, making.align, making.seed), 4)
     if role == "tower":
@@ -206,8 +200,6 @@ def make(role: str, making: Making, corpus: Corpus, tower: Path | None, out: Pat
 
 def data_corpus(training: TrainingSet) -> Corpus:
     """Make a corpus of a run's training rows, with their clean answers in place of noisy ones."""
-    from dataclasses import replace
-
     from students.data.samples import TrainingSet as Samples
 
     clean: Sequence[Any] = [replace(s, answer=s.clean_answer, noisy=False, blind=False) for s in training]

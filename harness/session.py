@@ -95,7 +95,7 @@ def main_table(root: Path, blueprint: Blueprint) -> Table:
     import pandas as pd
 
     import tasks
-    from tasks.aggregate import cluster_sums
+    from tasks.aggregate import aggregate
 
     scores = pd.read_parquet(root / "scores.parquet")
     protocols = [tasks.protocol(name) for name in blueprint.protocols]
@@ -108,9 +108,7 @@ def main_table(root: Path, blueprint: Blueprint) -> Table:
         row: list[str | Text] = [Text(name)]
         for protocol in protocols:
             part = scores[(scores["student"] == name) & (scores["protocol"] == protocol.name)]
-            seeds = [rows for _, rows in part.groupby("seed", dropna=False)]
-            sums = [cluster_sums(rows, protocol.aggregation) for rows in seeds]
-            values = [float(s.value(s.sums.sum(axis=0))) for s in sums]
+            values = [aggregate(rows, protocol.aggregation) for _, rows in part.groupby("seed", dropna=False)]
             row.append(f"{sum(values) / len(values):.1f}" if values else "-")
         table.add_row(*row)
     return table

@@ -99,7 +99,7 @@ def train(
     """
     import torch
 
-    from students.batch import sample_mean
+    from students.batch import label_nll, sample_mean
 
     device = next(adapter.model.parameters()).device
     optimiser = Optimiser(
@@ -110,8 +110,7 @@ def train(
     for step, members in enumerate(schedule(rows, options.steps, options.rows, seed), start=1):
         batch = collate(encoded, members, pixels).to(device)
         logits = adapter.head(adapter.supervised(adapter.hidden(batch), batch))
-        losses = torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
-        loss = sample_mean(losses, batch.sample, len(batch.indices)).mean()
+        loss = sample_mean(label_nll(logits, batch.labels), batch.sample, len(batch.indices)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(optimiser.parameters, options.clip)
         optimiser.step()

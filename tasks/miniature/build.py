@@ -35,6 +35,13 @@ def flavour(benchmark: str) -> ModuleType:
     return flavours()[benchmark]
 
 
+@functools.lru_cache(maxsize=4096)  # six flavours ask about the same scenes
+def picture(scene: Scene) -> tuple[str, Pixels]:
+    """Return a scene's picture, uint8 [60, 60, 3], after its key; shared by all who ask, so not to be written to."""
+    pixels = render(scene)
+    return image_key(pixels), pixels
+
+
 def _pictures(questions: Iterable[Question], shown: dict[str, Scene]) -> QuestionSet:
     """Draw every scene that is asked about, and name pictures by their pixels."""
     keys: dict[str, str] = {}
@@ -45,8 +52,7 @@ def _pictures(questions: Iterable[Question], shown: dict[str, Scene]) -> Questio
             done.append(question)
             continue
         if question.image not in keys:
-            pixels = render(shown[question.image])
-            keys[question.image] = image_key(pixels)
+            keys[question.image], pixels = picture(shown[question.image])
             images[keys[question.image]] = pixels
         done.append(replace(question, image=keys[question.image]))
     content = [[q.id, dict(q.doc), q.image, q.answer, q.cluster, q.group, list(q.wrong)] for q in done]
