@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return float32, or float64 where it came as float64: no loss is computed in half precision (METHOD 2.0, rule 1)."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+@dataclass
+class Tap:
+    """A feature that both models were asked for, by group: an image, or a sample, of the batch.
+
+    Attributes:
+        student: [G, n, ...], with gradient.
+        teacher: [G, n, ...], without; the axes after n may be of another size than the student's.
+        group: [B] int64, the group that each sample reads, -1 where it has none (no image).
+        mask: [G, n] bool, False where a group is shorter than n; None where all are full.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    group: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass
@@ -17,14 +40,14 @@ class TokenBatch:
         teacher_logits: [N, V], without.
         labels: [N] int64, the token each position must predict.
         sample: [N] int64 in 0..B-1, the sample each token belongs to.
-
-    Further optional fields (taps, spans) will be added with default None; energies name what they use in ``needs``.
+        taps: features and spans by name, for energies that name them in ``needs``; None where nobody asked.
     """
 
     student_logits: Tensor
     teacher_logits: Tensor
     labels: Tensor
     sample: Tensor
+    taps: Mapping[str, Tap] | None = None
 
     def __post_init__(self) -> None:
         n = self.labels.shape[0]
@@ -49,14 +72,14 @@ def sample_mean(values: Tensor, sample: Tensor, count: int) -> Tensor:
         count: B, the number of samples.
 
     Returns:
-        [B] float32; a sample without tokens gets a zero that is still part of the graph (METHOD 2.0, rule 6).
+        [B] at least float32; a sample without tokens gets a zero that is still part of the graph (METHOD 2.0, rule 6).
     """
-    values = values.float()
+    values = wide(values)
     zeros = values.new_zeros(count)
     tokens = zeros.index_add(0, sample, torch.ones_like(values)).clamp(min=1)  # bincount would wait for the GPU
     return zeros.index_add(0, sample, values) / tokens
 
 
 def label_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per token: [N, V], [N] -> [N] float32, natural log."""
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    """Cross-entropy per token: [N, V], [N] -> [N] at least float32, natural log."""
+    return torch.nn.functional.cross_entropy(wide(logits), labels, reduction="none")

@@ -2,58 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import math
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.base import UserError
-from students.batch import TokenBatch
+from students.batch import TokenBatch, wide
 
 #: Smallest log-probability an energy works with, so that a token the student bans costs much but not infinitely much.
 LOG_FLOOR = -1e4
 
 
-class Energy(Protocol):
-    """A teacher-student divergence.
+def positive(name: str, value: float) -> float:
+    """Return an option that must be a finite number above 0.
+
+    Raises:
+        UserError: naming the option and its value otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise UserError(f"{name} is {value!r}; allowed: a finite number > 0")
+    return float(value)
+
+
+class Energy(nn.Module):
+    """Base of every teacher-student divergence.
+
+    Its parameters (a projection from teacher to student width, say) learn with the student, its buffers (the progress of
+    TAID) are saved with them, beside the student's checkpoint and never inside it.
 
     Attributes:
         level: "token" for values [N], "sample" for values [B].
-        zero_at_match: whether equal logits give exactly 0 (the weightings that take logs rely on it).
-        needs: names of TokenBatch's optional fields that it reads.
+        zero_at_match: whether equal outputs give exactly 0 (the weightings that take logs rely on it).
+        symmetric: whether swapping teacher and student gives the same value.
+        bounds: smallest and largest value with the options this was built with.
+        stateful: whether :meth:`on_optimiser_step` changes what later calls return.
+        needs: what it reads beside logits and sample numbers: "labels", or names of TokenBatch's taps.
+        rate: factor on the student's learning rate for the energy's own parameters.
         logs: counts (0-d tensors) of the latest call, such as values that had to be floored; the distiller sums them.
     """
 
-    level: Literal["token", "sample"]
-    zero_at_match: bool
-    needs: frozenset[str]
-    logs: dict[str, Tensor]
-
-    def __call__(self, batch: TokenBatch) -> Tensor:
-        """Return one float32 value per token [N] (or per sample [B]), unreduced, with the student's gradient."""
-        ...
-
-
-class LogitsEnergy:
-    """Base of energies over two probability vectors at temperature T."""
-
     level: Literal["token", "sample"] = "token"
     zero_at_match: bool = True
+    symmetric: bool = False
+    bounds: tuple[float, float] = (0.0, math.inf)
+    stateful: bool = False
     needs: frozenset[str] = frozenset()
+    rate: float = 1.0
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
-            raise UserError(f"temperature is {temperature!r}; allowed: a finite number > 0")
-        self.temperature = float(temperature)
+    def __init__(self) -> None:
+        super().__init__()
         self.logs: dict[str, Tensor] = {}
 
-    def __call__(self, batch: TokenBatch) -> Tensor:
-        """Return [N] float32, unreduced; autocast never reaches the softmax (METHOD 2.0, rule 1)."""
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return one value per token [N] (or per sample [B]), unreduced, at least float32, with the student's gradient."""
+        raise NotImplementedError
+
+    def present(self, batch: TokenBatch) -> Tensor | None:  # noqa: ARG002 - subclasses read it
+        """Return [B] bool, False for samples that this energy says nothing about (no image), or None for all of them."""
+        return None
+
+    def on_optimiser_step(self, step: int, total: int) -> None:  # noqa: B027 - only stateful energies have something to do
+        """Advance the state; called once after every optimiser step, ``step`` of ``total`` being done."""
+
+
+class LogitsEnergy(Energy):
+    """Base of energies over two probability vectors at temperature T."""
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = positive("temperature", temperature)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return [N], unreduced; autocast never reaches the softmax (METHOD 2.0, rule 1)."""
         with torch.autocast(batch.student_logits.device.type, enabled=False):
-            teacher = (batch.teacher_logits.detach().float() / self.temperature).log_softmax(-1)
-            student = (batch.student_logits.float() / self.temperature).log_softmax(-1)
+            teacher = (wide(batch.teacher_logits.detach()) / self.temperature).log_softmax(-1)
+            student = (wide(batch.student_logits) / self.temperature).log_softmax(-1)
             return self.compare(teacher, student) * self.temperature**2
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Compare log-probabilities [N, V] (float32, -inf for banned tokens) and return [N]; T^2 is applied by the caller."""
+        """Compare log-probabilities [N, V] (-inf for banned tokens) and return [N]; T^2 is applied by the caller."""
         raise NotImplementedError

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from harness.base import UserError
+from students.batch import wide
 from students.registry import per_channel
 
 #: softplus(UNIT) = 1: where the beta weightings start.
@@ -23,7 +25,7 @@ class Weighted:
 
     Attributes:
         total: scalar, (sum over channels of weight * loss, in order, + regulariser).mean() over the samples.
-        weights: {channel: [B]} float32, detached, every channel; 0 where the mask leaves a loss out.
+        weights: {channel: [B]}, detached, at least float32, every channel; 0 where the mask leaves a loss out.
         regulariser: scalar, detached, mean over the samples.
     """
 
@@ -55,14 +57,22 @@ class Weighting(nn.Module):
 
     Attributes:
         channels: names of the losses, in summing order.
-        trainable: the channels that get a weight of their own, all but "ce"; "ce" always weighs 1.
-        needs: names of what :meth:`forward` wants beside the losses, such as "student_prompt" for its features.
+        weighs_ce: whether "ce" gets a weight too; where not, it always weighs 1.
+        trainable: the channels that get a weight: all, or all but "ce".
+        needs: what it wants beside the losses. Names of features (students/features.py), which are concatenated in the
+            order of :meth:`feature_names`; "gradient_norms" for :meth:`after_backward`; "second_forward" for
+            :meth:`after_step`; "losses" for :meth:`on_optimiser_step` (the other weightings get no call).
         additive: the total does not depend on the split into micro-batches (weighted by their sizes).
+        takes_logs: whether it divides by losses or takes their logarithms, so that an energy must be >= 0 and 0 at a match.
         rate: factor on the run's ``weighting_lr`` for this weighting's parameters.
+        lr_multiple: their learning rate as a multiple of the student's instead, or None.
     """
 
+    weighs_ce: bool = False
     additive: bool = True
+    takes_logs: bool = False
     rate: float = 1.0
+    lr_multiple: float | None = None
 
     def __init__(self, channels: tuple[str, ...], feature_dim: int | None) -> None:
         super().__init__()
@@ -70,8 +80,45 @@ class Weighting(nn.Module):
             raise UserError(f"channels are {list(channels)}; allowed: at least one, each once")
         self.channels = channels
         self.feature_dim = feature_dim
-        self.trainable = tuple(c for c in channels if c != "ce")
+        self.trainable = tuple(c for c in channels if self.weighs_ce or c != "ce")
         self.needs: frozenset[str] = frozenset()
+
+    @classmethod
+    def feature_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG003 - subclasses read it
+        """Return the features that a weighting built with ``options`` reads, in the order of its columns."""
+        return ()
+
+    def on_optimiser_step(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        """Take in the losses of optimiser step ``step``: {channel: [samples that have it]}, detached, over all micro-batches.
+
+        Called with step 0 and the first batch's losses before the first step, so that weights that read batch statistics
+        are frozen from the start and do not depend on the micro-batch.
+        """
+
+    def after_backward(self, gradient_norms: Mapping[str, Tensor]) -> None:
+        """Take in {channel: 0-d} norms of each unweighted loss's gradient on a shared layer, before the optimiser's step."""
+
+    def after_step(self, losses: Mapping[str, Tensor]) -> None:
+        """Take in the losses {channel: [samples that have it]} of the same batch after the optimiser's step."""
+
+    def accept(self, channel: str, zero_at_match: bool, bounds: tuple[float, float]) -> None:
+        """Refuse an energy that this weighting cannot weigh.
+
+        Raises:
+            UserError: naming the channel and the reason.
+        """
+        if not self.takes_logs:
+            return
+        name = type(self).__module__.rpartition(".")[2]
+        for broken, why in (
+            (not zero_at_match, "it is not zero at a match"),
+            (bounds[0] < 0, f"it can be {bounds[0]:g}, below zero"),
+        ):
+            if broken:
+                raise UserError(
+                    f"weighting {name!r} cannot weigh {channel!r}: {why}, and the weighting rests on the logarithm of a loss that"
+                    " is >= 0 and 0 at a match (METHOD 2.6); use a proper divergence, or 'fixed'"
+                )
 
     def betas(self, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return {channel: [B]} weights and {channel: [B]} regularisers (possibly none) of the trainable channels."""
@@ -96,13 +143,13 @@ class Weighting(nn.Module):
         size = self._check(losses, features, mask or {})
         first = losses[self.channels[0]]
         with torch.autocast(first.device.type, enabled=False):
-            features = None if features is None else features.detach().float()
-            betas, regularisers = self.betas(Inputs({c: losses[c].detach().float() for c in self.channels}, features))
-            summed = first.new_zeros(size, dtype=torch.float32)
+            features = None if features is None else wide(features.detach())
+            betas, regularisers = self.betas(Inputs({c: wide(losses[c].detach()) for c in self.channels}, features))
+            summed = torch.zeros_like(wide(first.detach()))
             penalty = torch.zeros_like(summed)
             weights = {}
             for channel in self.channels:
-                loss = losses[channel].float()
+                loss = wide(losses[channel])
                 weight = betas[channel] if channel in betas else torch.ones_like(loss)
                 term, extra = weight * loss, regularisers.get(channel, torch.zeros_like(loss))
                 keep = (mask or {}).get(channel)
