@@ -63,7 +63,7 @@ class Energy(nn.Module):
         """Return [B] bool, False for samples that this energy says nothing about (no image), or None for all of them."""
         return None
 
-    def on_optimiser_step(self, step: int, total: int) -> None:  # noqa: B027 - only stateful energies have something to do
+    def on_optimiser_step(self, step: int, total: int) -> None:
         """Advance the state; called once after every optimiser step, ``step`` of ``total`` being done."""
 
 

@@ -116,8 +116,8 @@ class Weighting(nn.Module):
         ):
             if broken:
                 raise UserError(
-                    f"weighting {name!r} cannot weigh {channel!r}: {why}, and the weighting rests on the logarithm of a loss that"
-                    " is >= 0 and 0 at a match (METHOD 2.6); use a proper divergence, or 'fixed'"
+                    f"weighting {name!r} cannot weigh {channel!r}: {why}, and the weighting rests on the logarithm of a loss"
+                    " that is >= 0 and 0 at a match (METHOD 2.6); use a proper divergence, or 'fixed'"
                 )
 
     def betas(self, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -140,7 +140,7 @@ class Weighting(nn.Module):
         Raises:
             ValueError: for other channels or shapes than promised.
         """
-        size = self._check(losses, features, mask or {})
+        self._check(losses, features, mask or {})
         first = losses[self.channels[0]]
         with torch.autocast(first.device.type, enabled=False):
             features = None if features is None else wide(features.detach())
