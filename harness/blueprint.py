@@ -162,13 +162,14 @@ class Blueprint:
 
     def _data(self) -> None:
         trained_on = [data.training_facts(tasks.protocol(name)) for name in self.preset.protocols]
+        injected = self.preset.data.model_dump(mode="json", exclude={"blind_teacher"})  # what it says is in the signal
         self._add(
             Stage(
                 id="data",
                 kind="data",
                 run="harness.stages.data:training",
                 version=data.STAGE_VERSION,
-                config={"protocols": trained_on, "data": self.preset.data.model_dump(mode="json")},
+                config={"protocols": trained_on, "data": injected},
                 targets=("data",),
             )
         )
@@ -218,13 +219,17 @@ class Blueprint:
                 kind="signal",
                 run="harness.stages.student:signal",
                 version=student.STAGE_VERSION,
-                config={"training": packing, "threads": self.preset.threads},
+                config={"training": packing, "threads": self.preset.threads, "blind": self._blind()},
                 targets=(student.SIGNAL,),
                 reads=("data", *reads),
                 given=given,
                 places={"teacher": self._place("teacher")},
             )
         )
+
+    def _blind(self) -> dict[str, Any]:
+        """Return what the teacher says where it is blind: the arguments of :class:`students.teachers.Blind`."""
+        return {"says": self.preset.data.blind_teacher, "seed": self.preset.data.seed}
 
     def _student(self, name: str, seed: int) -> None:
         reads, given = self._inputs("base")
@@ -236,6 +241,7 @@ class Blueprint:
             "training": self.preset.training.model_dump(mode="json"),
             "seed": seed,
             "threads": self.preset.threads,
+            "blind": self._blind(),
         }
         self._add(
             Stage(
@@ -312,7 +318,7 @@ class Blueprint:
                 version=collect.STAGE_VERSION,
                 config=self._report_facts(),
                 targets=("report",),
-                reads=(*collect.TARGETS, "questions", "images", *dynamics),
+                reads=(*collect.TARGETS, "data", "questions", "images", *dynamics),
                 given={"reports": collect.room_digest(), **self.given()},
             )
         )

@@ -7,17 +7,19 @@ another preset's fields; sections (mappings) are merged field by field, everythi
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, RootModel
+from pydantic import Field, PositiveInt, RootModel, ValidationInfo, field_validator, model_validator
 
 from harness.base import Strict, UserError, parse, read_yaml, unknown
 from harness.pretraining import Making
 from students.options import DistilOptions
 from students.recipe import Recipe, Variant
 from students.recipe import parse as parse_recipe
+from tasks.faults import Faults
 
 FOLDER = Path(__file__).parent / "presets"
 #: What a path to something inside an installed package starts with, in a preset.
@@ -48,6 +50,10 @@ class Data(Strict):
         split: of each protocol's source.
         label_noise: share of answers replaced by a wrong one (0..1).
         blindness: share of images that the teacher does not see (0..1).
+        complementary: label noise only where the teacher is healthy; see :class:`tasks.faults.Faults`.
+        blind_benchmarks: instead of ``blindness``, the benchmarks of which the teacher sees no image.
+        blind_teacher: what it says then: one answer to the mean of all training images, or the mean probability over other
+            images of the benchmark, drawn by ``seed`` (a teacher that knows that it does not know).
         images: how many images per benchmark, or None for all.
         seed: of the injections.
         options: further options of the source.
@@ -56,9 +62,36 @@ class Data(Strict):
     split: str = "train"
     label_noise: Rate = 0.0
     blindness: Rate = 0.0
+    complementary: bool = False
+    blind_benchmarks: tuple[str, ...] = ()
+    blind_teacher: Literal["mean_image", "shuffled"] = "mean_image"
     images: PositiveInt | None = None
     seed: Seed = 0
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def faults(self) -> Faults:
+        """What is injected."""
+        return Faults(self.label_noise, self.blindness, self.complementary, self.blind_benchmarks, self.seed)
+
+    @model_validator(mode="after")
+    def _combination(self) -> Self:
+        with _as_value_error():
+            faults = self.faults
+        if self.blind_teacher != "mean_image" and not faults.blinds:
+            raise ValueError(
+                f"blind_teacher is {self.blind_teacher!r} and nothing is blind; needed: blindness above 0, or blind_benchmarks"
+            )
+        return self
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """Let pydantic report a :class:`UserError` with the file and the field."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 class Evaluation(Strict):
@@ -101,6 +134,14 @@ class Preset(Strict):
     threads: PositiveInt = 1
     workers: PositiveInt = 2
     seconds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+
+    @field_validator("data")
+    @classmethod
+    def _known_benchmarks(cls, data: Data, info: ValidationInfo) -> Data:
+        if "protocols" in info.data:  # else they are wrong themselves, which is the error to report
+            with _as_value_error():
+                data.faults.check([name.partition("@")[0] for name in info.data["protocols"]])
+        return data
 
 
 def preset_names() -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness.base import UserError
 from tasks import bridge
 from tasks.catalogue import Protocol, load
+from tasks.faults import Faults
 from tasks.questions import Pixels, Question
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class TrainingRows:
 
     Attributes:
         rows: one per question: id (``benchmark/question id``), benchmark, image (key or None), prompt (no chat template),
-            answer (to be learned), clean_answer (the right one), noisy (the two differ), blind (the teacher is shown the
-            mean image).
+            answer (to be learned), clean_answer (the right one), noisy (the two differ), blind (the teacher is not
+            shown this image).
         images: the images of the rows, uint8 [H, W, 3] by key.
     """
 
@@ -41,44 +42,40 @@ def training_rows(
     blindness: float = 0.0,
     seed: int = 0,
     data_root: str | Path | None = None,
+    complementary: bool = False,
+    blind_benchmarks: Sequence[str] = (),
     **options: Any,
 ) -> TrainingRows:
-    """Return the training questions of every protocol's source, prompted as in its evaluation.
-
-    Whether a question is noisy depends on the seed and its id alone, whether an image is blind on the seed and the image
-    alone: neither depends on the other rows, and raising a rate only adds to those affected.
+    """Return the training questions of every protocol's source, prompted as in its evaluation, with planted faults.
 
     Args:
         protocols: one per benchmark.
         split: of each protocol's source.
-        label_noise: probability, per question, that the answer is replaced by one of the question's wrong replies.
-        blindness: probability, per image, that the teacher does not see it; rows without image are never blind.
-        seed: of both.
+        label_noise, blindness, complementary, blind_benchmarks, seed: see :class:`tasks.faults.Faults`.
         data_root: see :func:`tasks.load`.
         options: added to every source's options (``images``: how many).
 
     Raises:
-        UserError: for rates outside 0..1, two protocols of one benchmark, no protocols, or label noise over questions
+        UserError: for faults that make no sense, two protocols of one benchmark, no protocols, or label noise over questions
             that carry no wrong replies.
     """
     import pandas as pd
 
-    for name, rate in (("label_noise", label_noise), ("blindness", blindness)):
-        if not 0.0 <= rate <= 1.0:
-            raise UserError(f"{name} is {rate}; allowed: 0 to 1")
+    faults = Faults(label_noise, blindness, complementary, tuple(blind_benchmarks), seed)
     benchmarks = [protocol.benchmark for protocol in protocols]
     if not benchmarks or len(set(benchmarks)) != len(benchmarks):
         raise UserError(f"training needs one protocol per benchmark, got {', '.join(p.name for p in protocols) or 'none'}")
+    faults.check(benchmarks)
     rows = []
     images: dict[str, Pixels] = {}
     for protocol in protocols:
         questions = load(protocol, data_root, split=split, options=options)
         for question, prompt in zip(questions.questions, bridge.prompts(protocol, questions, scored=False), strict=True):
             name = f"{protocol.benchmark}/{question.id}"
-            answer = _answer(question, name, label_noise, seed)
-            blind = question.image is not None and random.Random(f"blind {seed} {question.image}").random() < blindness
-            noisy = answer != question.answer
-            rows.append((name, protocol.benchmark, question.image, prompt, answer, question.answer, noisy, blind))
+            where = protocol.benchmark, question.image
+            answer = _answer(question, name, faults.noise_rate(*where), seed)
+            noisy, blind = answer != question.answer, faults.blind(*where)
+            rows.append((name, *where, prompt, answer, question.answer, noisy, blind))
         images.update(questions.images)
     return TrainingRows(pd.DataFrame(rows, columns=list(COLUMNS)), images)
 

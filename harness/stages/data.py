@@ -36,6 +36,8 @@ def training(context: Context) -> None:
         split=config["split"],
         label_noise=config["label_noise"],
         blindness=config["blindness"],
+        complementary=config["complementary"],
+        blind_benchmarks=config["blind_benchmarks"],
         seed=config["seed"],
         **options,
     )

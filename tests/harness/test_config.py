@@ -32,6 +32,40 @@ def test_miniature_has_the_recipes_and_controls_of_the_experiment():
     assert len(preset.protocols) == 6
 
 
+PLANTED = ("planted", "planted-prompt", "planted-calibrated")
+
+
+def test_planted_presets_train_as_miniature_does_and_have_their_rows():
+    miniature, presets = config.load_preset("miniature"), [config.load_preset(name) for name in PLANTED]
+    for preset in presets:
+        for field in ("training", "protocols", "models", "evaluation", "threads", "seeds"):
+            assert getattr(preset, field) == getattr(miniature, field)
+        assert preset.data.images == miniature.data.images
+        assert {"ce", "ce+fkl@fixed", "ce+fkl@task", "ce+fkl@analytic", "ce+fkl@oracle"} <= set(preset.recipes)
+        assert "ce+fkl@instance@teacher-gate" in preset.recipes
+    first = {"fkl", "ce+fkl@instance@teacher-gate-ce", *(f"ce+fkl@fixed@lambda{x}" for x in ("0.3", "3", "10"))}
+    assert first <= set(presets[0].recipes)
+    assert all("ce+fkl@instance" in preset.recipes for preset in presets[1:])
+
+
+def test_planted_presets_are_blind_where_the_labels_are_right():
+    plain, prompt, calibrated = (config.load_preset(name).data for name in PLANTED)
+    for data in (plain, prompt, calibrated):
+        assert data.complementary and data.label_noise == 0.45
+    assert plain.blindness == calibrated.blindness == 0.25
+    assert set(prompt.blind_benchmarks) == {"textvqa", "pope", "mmbench"}
+    assert [data.blind_teacher for data in (plain, prompt, calibrated)] == ["mean_image", "mean_image", "shuffled"]
+
+
+def test_planted_fits_its_budget():
+    """About 8 minutes with one seed on two cores, by the preset's own estimates."""
+    preset = config.load_preset("planted")
+    evaluations = len(preset.recipes) + 2
+    cost = {**preset.seconds, "evaluate": preset.seconds["evaluate"] * len(preset.protocols) * evaluations}
+    cost["student"] *= len(preset.recipes)
+    assert sum(cost.values()) / 2 < 8 * 60
+
+
 def test_smoke_does_everything_that_miniature_does():
     smoke, miniature = config.load_preset("smoke"), config.load_preset("miniature")
     for field in ("recipes", "protocols", "models", "threads"):
@@ -56,6 +90,11 @@ def test_extends_merges_sections_and_replaces_the_rest(tmp_path):
         ("extends: smoke\nname: x\ntraining: { steps: 0 }\n", "training.steps"),
         ("extends: smoke\nname: x\ndata: { label_noise: 1.5 }\n", "data.label_noise"),
         ("extends: smoke\nname: x\nseeds: [-1]\n", "seeds"),
+        ("extends: smoke\nname: x\ndata: { complementary: yes }\n", "nothing is blind"),
+        ("extends: planted\nname: x\ndata: { blind_benchmarks: [pope] }\n", "blindness is 0.25 and blind_benchmarks is pope"),
+        ("extends: planted-prompt\nname: x\ndata: { blind_benchmarks: [popo] }\n", "'popo'. Did you mean 'pope'"),
+        ("extends: smoke\nname: x\ndata: { blind_teacher: shuffled }\n", "blind_teacher is 'shuffled' and nothing is blind"),
+        ("extends: planted\nname: x\ndata: { blind_teacher: mean }\n", "data.blind_teacher"),
         ("extends: smok\nname: x\n", "unknown preset 'smok'. Did you mean 'smoke'"),
         ("extends: [a]\nname: x\n", "'extends' must name a preset"),
         ("extends: x.yaml\nname: x\n", "in a circle"),
@@ -159,6 +198,11 @@ def test_plan_is_in_order_and_reads_only_what_is_written(preset):
     assert len(targets) == len(set(targets))
 
 
+def test_the_report_reads_the_training_rows(preset):
+    every = {s.id: s for s in stages(preset, "ce")}
+    assert "data" in every["report"].reads
+
+
 def test_students_of_one_seed_come_before_the_next_seed(preset):
     ids = [s.id for s in stages(preset, "ce,fkl", (0, 1)) if s.kind == "student"]
     assert ids == ["student/ce/seed0", "student/fkl/seed0", "student/ce/seed1", "student/fkl/seed1"]
@@ -185,6 +229,13 @@ def test_what_matters_changes_the_stage(preset):
     assert configs(stages(longer, "ce"))["data"] == base["data"]
     assert configs(stages(noisier, "ce"))["data"] != base["data"]
     assert configs(stages(threads, "ce"))["student/ce/seed0"] != base["student/ce/seed0"]
+    for name, value in (("complementary", True), ("blind_benchmarks", ("pope",)), ("blindness", 0.1), ("seed", 7)):
+        other = preset.model_copy(update={"data": preset.data.model_copy(update={name: value})})
+        assert configs(stages(other, "ce"))["data"] != base["data"]
+    shuffled = preset.model_copy(update={"data": preset.data.model_copy(update={"blind_teacher": "shuffled"})})
+    assert configs(stages(shuffled, "ce"))["data"] == base["data"], "what a blind teacher says is in its signal alone"
+    assert configs(stages(shuffled, "ce"))["teacher/signal"] != base["teacher/signal"]
+    assert configs(stages(shuffled, "ce"))["student/ce/seed0"] != base["student/ce/seed0"]
     workers = preset.model_copy(update={"workers": 7, "seconds": {}})
     assert configs(stages(workers, "ce")) == base
 

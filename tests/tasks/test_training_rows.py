@@ -80,6 +80,99 @@ def test_victims_depend_on_the_seed_alone_and_grow_with_the_rate(faulty, protoco
     assert not other["noisy"].equals(alone["noisy"]) and not other["blind"].equals(alone["blind"])
 
 
+# ---- noise where the teacher sees, blindness where the labels are right ----
+
+TWO = {"label_noise": 0.45, "blindness": 0.25, "complementary": True, "seed": 3}
+BLIND = ("textvqa", "pope", "mmbench")
+
+
+def near(share, rate, count):
+    """Within four standard errors of a binomial rate."""
+    return share == pytest.approx(rate, abs=4 * (rate * (1 - rate) / count) ** 0.5)
+
+
+@pytest.fixture(scope="module")
+def planted(protocols):
+    return tasks.training_rows(protocols, images=150, **TWO).rows
+
+
+def test_noise_and_blindness_are_complementary_at_their_rates_and_on_record(clean, planted):
+    assert not (planted["noisy"] & planted["blind"]).any()
+    assert not planted.loc[planted["image"].isna(), ["noisy", "blind"]].any(axis=None)
+    assert planted["clean_answer"].equals(clean.rows["answer"])
+    assert (planted["noisy"] == (planted["answer"] != planted["clean_answer"])).all()
+    shown = planted.dropna(subset=["image"])
+    healthy = shown[~shown["blind"]]
+    assert near(healthy["noisy"].mean(), 0.45, len(healthy))
+    per_image = shown.groupby("image")["blind"]
+    assert (per_image.nunique() == 1).all()
+    assert near(per_image.first().mean(), 0.25, len(per_image))
+
+
+def test_complementary_noise_is_the_same_noise_where_the_teacher_is_healthy(planted, protocols):
+    everywhere = tasks.training_rows(protocols, images=150, **{**TWO, "complementary": False}).rows
+    assert everywhere["blind"].equals(planted["blind"])
+    healthy = planted["image"].notna() & ~planted["blind"]
+    assert everywhere[healthy].equals(planted[healthy])
+    assert everywhere.loc[~healthy, "noisy"].any()
+
+
+def test_raising_a_complementary_rate_only_adds(planted, protocols):
+    noisier = tasks.training_rows(protocols, images=150, **{**TWO, "label_noise": 0.7}).rows
+    assert (noisier["noisy"] | ~planted["noisy"]).all() and noisier["noisy"].sum() > planted["noisy"].sum()
+    assert noisier.loc[planted["noisy"], "answer"].equals(planted.loc[planted["noisy"], "answer"])
+    assert noisier["blind"].equals(planted["blind"])
+    blinder = tasks.training_rows(protocols, images=150, **{**TWO, "blindness": 0.5}).rows
+    assert (blinder["blind"] | ~planted["blind"]).all() and blinder["blind"].sum() > planted["blind"].sum()
+    still = ~blinder["blind"]
+    assert blinder.loc[still, "noisy"].equals(planted.loc[still, "noisy"])  # noise leaves only where blindness comes
+
+
+def test_complementary_faults_do_not_depend_on_the_other_rows(planted, protocols):
+    alone = tasks.training_rows(protocols[:2], images=100, **TWO).rows.set_index("id")
+    assert alone.equals(planted.set_index("id").loc[alone.index])
+
+
+def test_blind_benchmarks_are_blind_on_every_image_and_the_others_noisy(protocols):
+    made = tasks.training_rows(protocols, images=150, label_noise=0.45, complementary=True, blind_benchmarks=BLIND).rows
+    inside = made["benchmark"].isin(BLIND)
+    assert (made["blind"] == (inside & made["image"].notna())).all()
+    assert not made.loc[inside, "noisy"].any()
+    assert near(made.loc[~inside, "noisy"].mean(), 0.45, (~inside).sum())
+    text = made[~inside & made["image"].isna()]
+    assert near(text["noisy"].mean(), 0.45, len(text)), "rows without an image are as noisy as the rest of their benchmark"
+    shared = set(made.loc[inside, "image"].dropna()) & set(made.loc[~inside, "image"].dropna())
+    assert shared, "one image is seen in one benchmark and not in another"
+
+
+def test_blind_benchmarks_without_complementary_noise(protocols):
+    made = tasks.training_rows(protocols, images=150, label_noise=0.45, blind_benchmarks=["pope"]).rows
+    assert set(made.loc[made["blind"], "benchmark"]) == {"pope"}
+    assert near(made["noisy"].mean(), 0.45, len(made))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"complementary": True, "blindness": 0.2}, "label_noise is 0"),
+        ({"complementary": True, "label_noise": 0.2}, "nothing is blind"),
+        ({"complementary": True, "label_noise": 0.2, "blindness": 1.0}, "leaves no healthy image"),
+        ({"blindness": 0.2, "blind_benchmarks": ["pope"]}, "one of the two"),
+        ({"blind_benchmarks": ["pope", "pope"]}, "each benchmark once"),
+        ({"blind_benchmarks": ["popo"]}, "'popo'. Did you mean 'pope'"),
+        (
+            {"complementary": True, "label_noise": 0.2, "blind_benchmarks": [name.split("@")[0] for name in SIX]},
+            "which are all benchmarks",
+        ),
+    ],
+)
+def test_combinations_that_make_no_sense(protocols, options, message):
+    with pytest.raises(UserError) as caught:
+        tasks.training_rows(protocols, images=5, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_bad_requests(protocols, monkeypatch):
     with pytest.raises(UserError, match=r"label_noise is 1\.5; allowed: 0 to 1"):
         tasks.training_rows(protocols, label_noise=1.5)
