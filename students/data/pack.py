@@ -139,6 +139,12 @@ class Batch:
         clean: int64 [N], the clean reply's token at the same place, or -1 where the clean reply is shorter.
         sample: int64 [N], the sample (0 .. B-1) that a supervised token belongs to; ascending.
         prompt_row, prompt_column: int64 [B], the last prompt position of each sample.
+        image: int64 [B], which of ``pixel_values`` the sample shows, -1 for none.
+        segment: int64 [R, L], 0 in the shared prefix, 1 .. for the row's questions, -1 for padding.
+        question: int64 [B], the sample's number in its row, as ``segment`` counts them.
+        text: int64 [B, Q], the columns of a sample's own tokens (its question and answer), -1 beyond the last; Q is the
+            longest of the batch. Their counts are in ``text_tokens``, so that nobody needs to ask the device.
+        text_tokens: B counts.
         indices: the B samples' numbers in the training set.
     """
 
@@ -153,6 +159,11 @@ class Batch:
     sample: torch.Tensor
     prompt_row: torch.Tensor
     prompt_column: torch.Tensor
+    image: torch.Tensor
+    segment: torch.Tensor
+    question: torch.Tensor
+    text: torch.Tensor
+    text_tokens: tuple[int, ...]
     indices: tuple[int, ...]
 
     def to(self, device: torch.device | str) -> Batch:
@@ -174,6 +185,30 @@ def _row_arrays(encoded: Encoded, members: list[int]) -> tuple[list[Ids], list[I
         ends.append(used + len(encoded.prompts[index]) - length - 1)
         used += len(body)
     return tokens, positions, segments, ends
+
+
+def _owners(encoded: Encoded, rows: Sequence[list[int]], segment: Ids) -> tuple[dict[str, Ids], tuple[int, ...]]:
+    """Return :class:`Batch`'s image, question and text, and the counts of text tokens."""
+    image, question, columns, shown = [], [], [], 0
+    for number, members in enumerate(rows):
+        has = encoded.images[members[0]] is not None
+        image += [shown if has else -1] * len(members)
+        shown += has
+        for place in range(1, len(members) + 1):
+            question.append(place)
+            columns.append(np.flatnonzero(segment[number] == place))
+    counts = tuple(len(found) for found in columns)
+    text = np.full((len(columns), max(counts)), -1, np.int64)
+    for target, found in zip(text, columns, strict=True):
+        target[: len(found)] = found
+    return {"image": np.array(image), "question": np.array(question), "text": text}, counts
+
+
+def prefixes(encoded: Encoded) -> Encoded:
+    """Return the samples without question and answer: what all questions about one image share."""
+    nothing = (np.zeros(0, np.int64),) * len(encoded)
+    kept = tuple(ids[:length] for ids, length in zip(encoded.prompts, encoded.prefix, strict=True))
+    return replace(encoded, prompts=kept, answers=nothing, clean=nothing)
 
 
 def collate(encoded: Encoded, rows: Sequence[list[int]], pixels: Mapping[str, torch.Tensor]) -> Batch:
@@ -209,6 +244,7 @@ def collate(encoded: Encoded, rows: Sequence[list[int]], pixels: Mapping[str, to
         known = encoded.clean[index][: len(target)]
         target[: len(known)] = known
     prompt_row, prompt_column = np.array([o[0] for o in order]), np.array([o[1] for o in order])
+    owners, counts = _owners(encoded, rows, segment)
     shown = [image for members in rows if (image := encoded.images[members[0]]) is not None]
     return Batch(
         input_ids=torch.from_numpy(ids),
@@ -222,5 +258,8 @@ def collate(encoded: Encoded, rows: Sequence[list[int]], pixels: Mapping[str, to
         sample=torch.from_numpy(np.repeat(np.arange(len(order)), lengths)),
         prompt_row=torch.from_numpy(prompt_row),
         prompt_column=torch.from_numpy(prompt_column),
+        segment=torch.from_numpy(segment),
+        **{name: torch.from_numpy(array) for name, array in owners.items()},
+        text_tokens=counts,
         indices=tuple(index for _, _, index in order),
     )

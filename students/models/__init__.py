@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 
 def families() -> dict[str, str]:
-    """Return the module of each family file in this folder, by the ``MODEL_TYPE`` that it is named after."""
-    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    """Return the module of each family file in this folder, by the ``MODEL_TYPE`` that it is named after.
+
+    Names that start with an underscore are helpers.
+    """
+    names = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_")]
     return {name: f"students.models.{name}" for name in names}
 
 
