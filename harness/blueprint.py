@@ -228,7 +228,7 @@ class Blueprint:
         )
 
     def _blind(self) -> dict[str, Any]:
-        """Return what the teacher says where it is blind: the arguments of :class:`students.teachers.Blind`."""
+        """Return what the teacher says where it is blind: the arguments of :class:`students.blind.Blind`."""
         return {"says": self.preset.data.blind_teacher, "seed": self.preset.data.seed}
 
     def _student(self, name: str, seed: int) -> None:
