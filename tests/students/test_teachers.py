@@ -201,7 +201,7 @@ SHUFFLED = Blind("shuffled", seed=5)
 
 @pytest.fixture(scope="module")
 def many():
-    """Eight images in one benchmark and two in another, three questions each; the first three images blind; some of the labels wrong."""
+    """Eight images in one benchmark and two in another, three questions each; three images blind, some labels wrong."""
     rng = np.random.default_rng(3)
     images = {f"{k:016x}": rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for k in range(10)}
     words, samples = ("red", "blue", "dark red"), []
