@@ -1,4 +1,4 @@
-"""What every energy declares, and the numerics that energies over logits share (METHOD.md 2.0)."""
+"""What every energy declares, and the base of energies over two probability vectors (METHOD.md 2.0)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from harness.base import UserError
 from students.batch import TokenBatch, wide
 
-#: Smallest log-probability an energy works with, so that a token the student bans costs much but not infinitely much.
-LOG_FLOOR = -1e4
+
+def _number(name: str, value: float, fits: bool, allowed: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits:
+        raise UserError(f"{name} is {value!r}; allowed: a finite number {allowed}")
+    return float(value)
 
 
 def positive(name: str, value: float) -> float:
@@ -21,9 +24,31 @@ def positive(name: str, value: float) -> float:
     Raises:
         UserError: naming the option and its value otherwise.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise UserError(f"{name} is {value!r}; allowed: a finite number > 0")
-    return float(value)
+    return _number(name, value, isinstance(value, int | float) and value > 0, "> 0")
+
+
+def within(name: str, value: float, low: float, high: float, closed: bool = True) -> float:
+    """Return an option that must lie in [low, high], or in (low, high) where ``closed`` is False.
+
+    Raises:
+        UserError: naming the option, its value and what is allowed otherwise.
+    """
+    number = isinstance(value, int | float)
+    if closed:
+        allowed = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        return _number(name, value, number and low <= value <= high, allowed)
+    return _number(name, value, number and low < value < high, f"in ({low:g}, {high:g}), ends left out")
+
+
+def flag(name: str, value: bool) -> bool:
+    """Return an option that must be true or false.
+
+    Raises:
+        UserError: naming the option and its value otherwise.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}; allowed: true, false")
+    return value
 
 
 class Energy(nn.Module):
@@ -36,7 +61,7 @@ class Energy(nn.Module):
         level: "token" for values [N], "sample" for values [B].
         zero_at_match: whether equal outputs give exactly 0 (the weightings that take logs rely on it).
         symmetric: whether swapping teacher and student gives the same value.
-        bounds: smallest and largest value with the options this was built with.
+        bounds: smallest and largest value with the options this was built with, over all vocabularies.
         stateful: whether :meth:`on_optimiser_step` changes what later calls return.
         needs: what it reads beside logits and sample numbers: "labels", or names of TokenBatch's taps.
         rate: factor on the student's learning rate for the energy's own parameters.
@@ -68,18 +93,28 @@ class Energy(nn.Module):
 
 
 class LogitsEnergy(Energy):
-    """Base of energies over two probability vectors at temperature T."""
+    """Base of energies over two probability vectors at temperature T.
+
+    A subclass says how to compare log-probabilities, with autograd or with the helpers of ``_kl``; this class does precision,
+    temperature and the factor T^2, which keeps the scale of a KL's gradient (METHOD 2.0, rules 1 and 5).
+    """
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
         self.temperature = positive("temperature", temperature)
 
+    def bounded(self, most: float) -> None:
+        """Declare the largest value at T^2 = 1; the smallest is 0."""
+        self.bounds = (0.0, most * self.temperature**2)
+
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return [N], unreduced; autocast never reaches the softmax (METHOD 2.0, rule 1)."""
         with torch.autocast(batch.student_logits.device.type, enabled=False):
-            teacher = (wide(batch.teacher_logits.detach()) / self.temperature).log_softmax(-1)
-            student = (wide(batch.student_logits) / self.temperature).log_softmax(-1)
-            return self.compare(teacher, student) * self.temperature**2
+            teacher, student = wide(batch.teacher_logits.detach()), wide(batch.student_logits)
+            if self.temperature == 1:  # no needless copies of [N, V]
+                return self.compare(teacher.log_softmax(-1), student.log_softmax(-1))
+            values = self.compare((teacher / self.temperature).log_softmax(-1), (student / self.temperature).log_softmax(-1))
+            return values * self.temperature**2
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Compare log-probabilities [N, V] (-inf for banned tokens) and return [N]; T^2 is applied by the caller."""

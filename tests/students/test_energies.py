@@ -12,7 +12,8 @@ from students.batch import TokenBatch, sample_mean
 
 P = torch.tensor([[0.7, 0.2, 0.1]])
 Q = torch.tensor([[0.5, 0.3, 0.2]])
-NAMES = energies.names()
+NAMES = tuple(name for name in energies.names() if energies.needs(name) <= {"labels"})  # over logits alone
+PROPER = tuple(name for name in NAMES if name != "soft_ce")
 
 
 def tokens(student, teacher, sample=None):
@@ -62,7 +63,7 @@ def test_fkl_gradient_is_q_minus_p():
     torch.testing.assert_close(gradient(energies.build("fkl", temperature=2.0), student, teacher), at_two)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROPER)
 def test_zero_at_a_match_and_positive_elsewhere(name):
     energy = energies.build(name)
     student, teacher = random_pair()

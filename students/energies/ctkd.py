@@ -1,0 +1,84 @@
+"""Curriculum temperature distillation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.base import UserError
+from students.batch import TokenBatch, wide
+
+from . import _base, _kl
+
+#: Stands for -inf where a temperature is learned: the derivative of -inf / T would be NaN.
+_BANNED = -1e30
+
+
+class _Reverse(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by minus ``strength``."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, strength: Tensor) -> Tensor:
+        ctx.save_for_backward(strength)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (strength,) = ctx.saved_tensors
+        return -strength * grad, None
+
+
+class Energy(_base.Energy):
+    """CTKD: T^2 KL(p || q) at a learned T = t0 + t1 sigmoid(theta) (arXiv 2211.16231, METHOD 2.2). In nats, [0, inf).
+
+    One temperature for all tokens, in (t0, t0 + t1), learned adversarially: the gradient of theta is multiplied by -lambda, so
+    that theta climbs where the student descends. lambda rises from 0 to 1 by half a cosine over the first ``share`` of the run
+    (real optimiser steps) and stays. The student's own gradient is the plain one. The releases of Beta-KD and TAID keep lambda
+    positive, so that nothing is reversed there. Banned tokens as in ``fkl``. Keeps four [N, V] tensors for the backward pass.
+
+    Args:
+        t0: lower end of T, > 0.
+        t1: width of T's range, > 0. 20 is the official code's, for classifiers of 100 classes: with theta = 1 a run starts at
+            T = 15.6, where the KL compares centred logits rather than probabilities (METHOD 2.0, the limit row). The defaults
+            here stay the published ones, so that ``ctkd`` means CTKD; t1 = 4, theta = -2 start at T = 1.48 as Beta-KD does.
+        theta: start of the learned number.
+        share: part of the run over which lambda rises, in (0, 1]; the official one is 10 of 240 epochs.
+    """
+
+    stateful = True
+    strength: Tensor
+
+    def __init__(self, t0: float = 1.0, t1: float = 20.0, theta: float = 1.0, share: float = 10 / 240) -> None:
+        super().__init__()
+        self.t0, self.t1 = _base.positive("t0", t0), _base.positive("t1", t1)
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not math.isfinite(theta):
+            raise UserError(f"theta is {theta!r}; allowed: a finite number")
+        self.share = _base.within("share", _base.positive("share", share), 0, 1)
+        self.theta = nn.Parameter(torch.tensor(float(theta)))
+        self.register_buffer("strength", torch.tensor(0.0))
+
+    @property
+    def temperature(self) -> Tensor:
+        """T now, 0-d, with theta's plain gradient."""
+        return self.t0 + self.t1 * wide(self.theta).sigmoid()
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return [N], unreduced, at least float32."""
+        with torch.autocast(batch.student_logits.device.type, enabled=False):
+            theta: Tensor = _Reverse.apply(wide(self.theta), self.strength)  # type: ignore[no-untyped-call]
+            temperature = self.t0 + self.t1 * theta.sigmoid()
+            teacher, student = (
+                (z.clamp(min=_BANNED) / temperature).log_softmax(-1)
+                for z in (wide(batch.teacher_logits.detach()), wide(batch.student_logits))
+            )
+            found = _kl.kl(teacher, student)
+            self.logs = {"floored": found.floored}
+            values = _kl.attach(found.values, (teacher, found.a * found.gap), (student, found.b - found.a))
+            return values * temperature**2
+
+    def on_optimiser_step(self, step: int, total: int) -> None:
+        """Set lambda for the next step: ``step`` of ``total`` are done."""
+        self.strength.fill_((1 - math.cos(math.pi * min(1.0, step / (self.share * total)))) / 2)
