@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from harness.base import UserError
+from . import _base, _gate
 
-from . import _base
-
-#: Representations of a sample that the distiller can feed to the gate.
-FEATURES = ("student_prompt", "teacher_prompt")
+FEATURES = _gate.FEATURES
+DEFAULT = "student_prompt"
 
 
 class Weighting(_base.BetaWeighting):
@@ -21,7 +20,10 @@ class Weighting(_base.BetaWeighting):
 
     Options:
         hidden: width of the gate.
-        features: which representation: "student_prompt" (the student's state at the end of the prompt) or "teacher_prompt".
+        features: which representation, or a list of them: "student_prompt" and "teacher_prompt" (the state at the end of the
+            prompt), "teacher_vision" (mean of the teacher's projected vision tokens, the released code's choice),
+            "teacher_scalars", "student_scalars" and "scalars" (mean entropy and top probability over the answer).
+        weigh_ce: give CE a beta per sample too, with a d of its own, which the paper does not.
     """
 
     def __init__(
@@ -30,24 +32,20 @@ class Weighting(_base.BetaWeighting):
         feature_dim: int | None = None,
         d: float | Mapping[str, float] = 1.0,
         hidden: int = 128,
-        features: str = "student_prompt",
+        features: str | Sequence[str] = DEFAULT,
+        weigh_ce: bool = False,
     ) -> None:
-        super().__init__(channels, feature_dim, d)
-        if feature_dim is None or feature_dim < 1:
-            raise UserError(f"weighting 'beta_instance' needs feature_dim, the width of its features; got {feature_dim!r}")
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-            raise UserError(f"hidden is {hidden!r}; allowed: a whole number >= 1")
-        if features not in FEATURES:
-            raise UserError(f"features is {features!r}; allowed: {', '.join(FEATURES)}")
-        self.needs = frozenset({features})
-        last = nn.Linear(hidden, len(self.trainable))
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, _base.UNIT)
-        self.gate = nn.Sequential(nn.Linear(feature_dim, hidden), nn.ReLU(), last)
+        super().__init__(channels, feature_dim, d, weigh_ce)
+        self.needs = frozenset(_gate.chosen(features))
+        self.gate = _gate.Gate(self.name, feature_dim, hidden, len(self.trainable))
+        nn.init.zeros_(self.gate.last.weight)
+        nn.init.constant_(self.gate.last.bias, _base.UNIT)
 
-    def betas(self, inputs: _base.Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    @classmethod
+    def feature_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the option ``features`` as a tuple."""
+        return _gate.chosen(options.get("features", DEFAULT))
+
+    def betas(self, inputs: _base.Inputs) -> _base.Betas:
         """Return a beta per sample from the features [B, F], and its penalty."""
-        if inputs.features is None:
-            raise ValueError("weighting 'beta_instance' was called without features [B, F]")
-        raw: Tensor = self.gate(inputs.features)
-        return self.penalise(raw)
+        return self.penalise(self.gate(inputs.features))

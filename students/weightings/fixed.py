@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
-from harness.base import UserError
 from students.registry import per_channel
 
 from . import _base
 
 
 class Weighting(_base.Weighting):
-    """L_CE + sum_k lambda_k l_k with constant lambda (METHOD 2.6, "equal" at the default 1).
+    """L_CE + sum_k lambda_k l_k with constant lambda (METHOD 2.6, "equal" at the default 1). Weighs any loss.
 
     Options:
         weights: one number >= 0 for every channel other than "ce", or one for each of them.
@@ -27,11 +25,9 @@ class Weighting(_base.Weighting):
         d: float | Mapping[str, float] = 1.0,
         weights: float | Mapping[str, float] = 1.0,
     ) -> None:
-        super().__init__(channels, feature_dim)
-        if d != 1.0:
-            raise UserError(f"weighting 'fixed' has no d (got {d!r}); its option is weights")
+        super().__init__(channels, feature_dim, d)
         self.constants = per_channel("weights", weights, self.trainable)
 
-    def betas(self, inputs: _base.Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def betas(self, inputs: _base.Inputs) -> _base.Betas:
         """Return the constants, [B] each, and no regulariser."""
         return {c: torch.full_like(inputs.like, value) for c, value in self.constants.items()}, {}
