@@ -12,6 +12,7 @@ from harness.base import UserError, read_json, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from students.losses import Losses
     from students.weightings._base import Weighting
 
 DAMAGED = "is damaged or truncated. Remove it and run the same command again"
@@ -65,6 +66,15 @@ def save_weighting(weighting: Weighting, name: str, facts: Mapping[str, Any], ou
 
     save_file({k: v.detach().cpu().contiguous() for k, v in weighting.state_dict().items()}, out / "weighting.safetensors")
     write_json(out / "weighting.json", {"name": name, "channels": list(weighting.channels), **facts})
+
+
+def save_energies(losses: Losses, out: Path) -> None:
+    """Write ``energies.safetensors`` into ``out``: parameters and state of the energies, by channel, where they have any."""
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().cpu().contiguous() for name, value in losses.energies.state_dict().items()}
+    if state:
+        save_file(state, out / "energies.safetensors")
 
 
 def load_weighting(folder: Path) -> Weighting:

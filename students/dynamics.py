@@ -10,14 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from harness.base import atomic_path
+from harness.base import atomic_path, write_json
 
 if TYPE_CHECKING:
     from students.data.samples import TrainingSet
@@ -40,21 +40,33 @@ class Step:
         indices: the B samples' numbers.
         losses: [K, B] float32, one row per channel.
         weights: [K, B] float32.
+        present: [K, B] float32, 1 where the sample has the channel, 0 where it says nothing (no image).
         scalars: [3] float32: regulariser, total, gradient norm.
         lr, weighting_lr: rates that this step used (weighting_lr 0 for a weighting without parameters).
         tokens: N.
         seconds: wall time of the step.
+        evidence: tensors to look at if the step turns out not to be finite.
     """
 
     step: int
     indices: tuple[int, ...]
     losses: Tensor
     weights: Tensor
+    present: Tensor
     scalars: Tensor
     lr: float
     weighting_lr: float
     tokens: int
     seconds: float
+    evidence: Mapping[str, Tensor]
+
+
+class Columns(NamedTuple):
+    """One step on the host: losses, weights float32 [K, B] and present bool [K, B]."""
+
+    losses: np.ndarray
+    weights: np.ndarray
+    present: np.ndarray
 
 
 class Recorder:
@@ -67,7 +79,7 @@ class Recorder:
         self.betas_every, self.steps = betas_every, steps
         self.pending: list[Step] = []
         self.betas: list[pd.DataFrame] = []
-        self.final: dict[str, float] = {}
+        self.final: dict[str, float | None] = {}
         self.snapshots: dict[str, tuple[int, Tensor]] = {}
         (out / "dynamics.jsonl").write_text("", encoding="utf-8")
 
@@ -85,65 +97,93 @@ class Recorder:
         if not self.pending:
             return
         widths = [len(s.indices) for s in self.pending]
-        # one transfer for everything: [2K, sum of B] and [steps, 3]
-        table = torch.cat([torch.cat([s.losses, s.weights]) for s in self.pending], 1).cpu().numpy()
+        # one transfer for everything: [3K, sum of B] and [steps, 3]
+        table = torch.cat([torch.cat([s.losses, s.weights, s.present]) for s in self.pending], 1).cpu().numpy()
         scalars = torch.stack([s.scalars for s in self.pending]).cpu().numpy()
         lines = []
         try:
             parts = np.split(table, np.cumsum(widths)[:-1], axis=1)
             for step, part, row in zip(self.pending, parts, scalars, strict=True):
-                losses, weights = np.split(part, 2)
-                self._check(step, losses, weights, row)
-                lines.append(json.dumps(self._line(step, losses, weights, row), allow_nan=False) + "\n")
+                losses, weights, present = np.split(part, 3)
+                table_of = Columns(losses, weights, present > 0)
+                self._check(step, table_of, row)
+                lines.append(json.dumps(self._line(step, table_of, row), allow_nan=False) + "\n")
                 if step.step % self.betas_every == 0 or step.step in (1, self.steps):
-                    self._keep_betas(step, losses, weights)
+                    self._keep_betas(step, table_of)
         finally:
             with (self.out / "dynamics.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(lines)
             self.pending = []
 
-    def _check(self, step: Step, losses: np.ndarray, weights: np.ndarray, row: np.ndarray) -> None:
-        for what, values in (("channel", losses), ("weight of channel", weights)):
-            bad = {c: np.flatnonzero(~np.isfinite(v)) for c, v in zip(self.channels, values, strict=True)}
+    def _check(self, step: Step, table: Columns, row: np.ndarray) -> None:
+        for what, values in (("channel", table.losses), ("weight of channel", table.weights)):
+            bad = {
+                c: np.flatnonzero(~np.isfinite(v) & here)
+                for c, v, here in zip(self.channels, values, table.present, strict=True)
+            }
             for channel, where in bad.items():
                 if len(where):
                     others = [c for c in self.channels if c != channel and len(bad[c])]
                     also = f" (also: {', '.join(others)})" if others else ""
                     ids = [self.data.samples[step.indices[k]].id for k in where]
                     listed = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
-                    raise FloatingPointError(
+                    raise self._failure(
                         f"{what} {channel!r} is not finite at step {step.step}{also};"
-                        f" {len(ids)} of {len(step.indices)} samples: {listed}"
-                    )
+                        f" {len(ids)} of {len(step.indices)} samples: {listed}", step, table, ids,
+                    )  # fmt: skip
         for name, value in zip(("regulariser", "total", "gradient norm"), row, strict=True):
             if not np.isfinite(value):
-                ids = [self.data.samples[k].id for k in step.indices[:8]]
-                raise FloatingPointError(
+                ids = [self.data.samples[k].id for k in step.indices]
+                raise self._failure(
                     f"the {name} is {value} at step {step.step} though every channel ({', '.join(self.channels)}) is finite;"
-                    f" samples: {', '.join(ids)}, ..."
-                )
+                    f" samples: {', '.join(ids[:8])}, ...", step, table, ids,
+                )  # fmt: skip
 
-    def _line(self, step: Step, losses: np.ndarray, weights: np.ndarray, row: np.ndarray) -> dict[str, object]:
-        def means(values: np.ndarray) -> dict[str, float]:
-            return {c: float(v) for c, v in zip(self.channels, values.mean(1, dtype=np.float64), strict=True)}
+    def _failure(self, what: str, step: Step, table: Columns, bad: Sequence[str]) -> FloatingPointError:
+        """Write what is needed to look at a step that was not finite, and return the error that stops the run."""
+        from safetensors.torch import save_file
 
-        self.final = means(weights)
+        folder = self.out / "failure"
+        folder.mkdir(exist_ok=True)
+        samples = [self.data.samples[k] for k in step.indices]
+        facts = {
+            "what": what, "step": step.step, "channels": list(self.channels), "bad": list(bad), "lr": step.lr,
+            "weighting_lr": step.weighting_lr, "tensors": sorted(step.evidence),
+            "samples": [{"id": s.id, "image": s.image, "prompt": s.prompt, "answer": s.answer} for s in samples],
+        }  # fmt: skip
+        write_json(folder / "failure.json", facts)
+        kept = {name: value.detach().cpu().contiguous() for name, value in step.evidence.items()}
+        kept |= {name: torch.from_numpy(getattr(table, name).copy()) for name in ("losses", "weights", "present")}
+        save_file(kept, folder / "failure.safetensors")
+        return FloatingPointError(f"{what}. The step's samples, logits and losses are in {folder}")
+
+    def _line(self, step: Step, table: Columns, row: np.ndarray) -> dict[str, object]:
+        def means(values: np.ndarray, over: np.ndarray) -> dict[str, float | None]:
+            """Per channel the sum of its present samples over ``over``; null where a step has none."""
+            sums = np.where(table.present, values, 0.0).sum(1, dtype=np.float64)
+            return {c: float(v / n) if n else None for c, v, n in zip(self.channels, sums, over, strict=True)}
+
+        own, all_samples = table.present.sum(1), np.full(len(self.channels), len(step.indices))
+        self.final = means(table.weights, own)
+        entropy = None if self.signal is None else float(self.signal.entropy[list(step.indices)].mean())
         return {
-            "step": step.step, "loss": means(losses), "weight": self.final, "weighted": means(losses * weights),
+            "step": step.step, "loss": means(table.losses, own), "weight": self.final,
+            "weighted": means(table.losses * table.weights, all_samples),
             "regulariser": float(row[0]), "total": float(row[1]), "lr": step.lr, "weighting_lr": step.weighting_lr,
-            "grad_norm": float(row[2]), "samples": len(step.indices), "tokens": step.tokens, "seconds": round(step.seconds, 6),
+            "grad_norm": float(row[2]), "teacher_entropy": entropy,
+            "samples": len(step.indices), "tokens": step.tokens, "seconds": round(step.seconds, 6),
         }  # fmt: skip
 
-    def _keep_betas(self, step: Step, losses: np.ndarray, weights: np.ndarray) -> None:
+    def _keep_betas(self, step: Step, table: Columns) -> None:
         if self.signal is None:
             return
-        where = list(step.indices)
-        for channel, loss, weight in zip(self.channels, losses, weights, strict=True):
+        for channel, losses, weights, here in zip(self.channels, table.losses, table.weights, table.present, strict=True):
             if channel == "ce":
                 continue
+            where = np.array(step.indices)[here]
             columns: Mapping[str, object] = {
                 "step": step.step, "id": [self.data.samples[k].id for k in where], "channel": channel,
-                "beta": weight, "energy": loss,
+                "beta": weights[here], "energy": losses[here],
                 "teacher_entropy": self.signal.entropy[where], "teacher_correct": self.signal.correct[where],
                 "noisy": [self.data.samples[k].noisy for k in where],
             }  # fmt: skip

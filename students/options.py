@@ -21,8 +21,11 @@ class DistilOptions(Strict):
         turns: most questions in one row.
         lr: AdamW's peak rate, for embeddings, norms and projector; warm-up and cosine as in students/pretrain.py.
         muon_lr: Muon's peak rate, for the language model's hidden matrices.
-        weighting_lr: AdamW's rate for the weighting, times the weighting's own ``rate``. Constant, because beta must keep
-            following d / (2 l) while l falls; a cosine would freeze it on the way.
+        weighting_lr: AdamW's rate for the weighting, times the weighting's own ``rate``; or ``lr`` times its ``lr_multiple``
+            where it has one. Constant, because beta must keep following d / (2 l) while l falls; a cosine would freeze it on
+            the way.
+        micro_rows: packed rows per forward pass, or None for all of a step's at once. Changes memory and time; the
+            student's trajectory only by rounding, unless a weighting says that it depends on it.
         warmup: steps of linear warm-up of the student's rates.
         clip: largest norm of the student's gradient; the weighting's is not clipped.
         betas_every: steps between two records of every sample's beta; the first and the last step are always recorded.
@@ -40,4 +43,5 @@ class DistilOptions(Strict):
     clip: Rate = 1.0
     betas_every: Count = 10
     flush_every: Count = 10
+    micro_rows: Count | None = None
     precision: Literal["no", "bf16"] = "no"

@@ -40,6 +40,12 @@ class Optimiser:
         self.base = [[group["lr"] for group in part.param_groups] for part in self.parts]
         self._set()
 
+    def add(self, part: torch.optim.Optimizer) -> None:
+        """Let another optimiser (of modules that belong to a loss) step with this one, under the same schedule."""
+        self.parts.append(part)
+        self.base.append([group["lr"] for group in part.param_groups])
+        self._set()
+
     def factor(self) -> float:
         """The schedule's share of the base rate at this step: linear warm-up times a cosine down to 2 %."""
         rise = min(1.0, (self.done + 1) / max(1, self.warmup))

@@ -37,6 +37,7 @@ def signal(context: Context) -> None:
         rows=training["rows"],
         turns=training["turns"],
         device=context.settings.device,
+        blind=teachers.Blind(**context.config["blind"]),
     )
 
 
@@ -51,23 +52,22 @@ def distil(context: Context) -> None:
     config = context.config
     base = context.place("base")
 
-    def inputs() -> tuple[Any, Any, Any]:
+    def inputs() -> distiller.Inputs:
         from students.data import pack
 
         samples = data.load_training(context.root)
         encoded = pack.encode(samples.samples, models.load(base).processor)
-        said = teachers.TeacherSignal.load(context.root / SIGNAL, teachers.signal_key(context.place("teacher"), samples))
-        return samples, encoded, said
+        teacher = context.place("teacher")
+        said = teachers.TeacherSignal.load(
+            context.root / SIGNAL, teachers.signal_key(teacher, samples, teachers.Blind(**config["blind"]))
+        )
+        return distiller.Inputs(base, samples, encoded, said, teacher)
 
-    samples, encoded, said = context.remember("training", f"{base} {context.place('teacher')}", inputs)
     variant = None if config["variant"] is None else Variant.model_validate(config["variant"])
     distiller.distil(
         parse(config["recipe"]),
         DistilOptions.model_validate(config["training"]),
-        base,
-        samples,
-        encoded,
-        said,
+        context.remember("training", f"{base} {context.place('teacher')}", inputs),
         config["seed"],
         context.out(context.stage.targets[0]),
         context.progress,

@@ -6,11 +6,14 @@ import pytest
 from students.data.pack import encode
 from students.data.samples import Sample, TrainingSet
 from students.models.llava import LlavaAdapter
+from students.options import DistilOptions
 from students.shape import LlavaShape
 from students.teachers import TeacherSignal, cache, signal_key
 from students.tokens import build_tokenizer
 
 WORDS = ("red", "blue", "green", "dark red")
+#: Five steps on two rows each.
+TINY = DistilOptions(steps=5, rows=2, turns=3, warmup=1, betas_every=2, flush_every=3)
 SHAPE = {"heads": 2, "vision_hidden": 16, "vision_layers": 1, "vision_heads": 2, "image": 8, "patch": 4}
 
 
@@ -61,3 +64,23 @@ def signal_folder(folders, data):
 @pytest.fixture(scope="session")
 def signal(folders, data, signal_folder):
     return TeacherSignal.load(signal_folder, signal_key(folders / "teacher", data))
+
+
+@pytest.fixture
+def train(folders, data, encoded, signal, tmp_path):
+    """Distil one tiny student: ``train(recipe, name, **changes)`` returns its folder."""
+    from dataclasses import fields
+
+    from students import distil
+    from students.recipe import parse
+
+    given = {"base": folders / "base", "data": data, "encoded": encoded, "signal": signal, "teacher": folders / "teacher"}
+
+    def run(recipe, name=None, **changes):
+        inputs = {f.name: changes.pop(f.name, given[f.name]) for f in fields(distil.Inputs)}
+        out = tmp_path / (name or recipe)
+        settings = {"options": TINY, "seed": 0, "progress": lambda done, total: None, **changes}
+        distil.distil(parse(recipe), inputs=distil.Inputs(**inputs), out=out, **settings)
+        return out
+
+    return run

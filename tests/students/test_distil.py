@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from harness.base import UserError
-from students import checkpoint, distil
+from students import checkpoint
 from students.data.samples import TrainingSet
 from students.distil import DistilOptions
 from students.dynamics import BETAS
 from students.models.llava import LlavaAdapter
 from students.recipe import Variant, parse
 
-OPTIONS = DistilOptions(steps=5, rows=2, turns=3, warmup=1, betas_every=2, flush_every=3)
+OPTIONS = DistilOptions(steps=5, rows=2, turns=3, warmup=1, betas_every=2, flush_every=3)  # the fixture's own
 LINE = [
     "step",
     "loss",
@@ -27,24 +27,11 @@ LINE = [
     "lr",
     "weighting_lr",
     "grad_norm",
+    "teacher_entropy",
     "samples",
     "tokens",
     "seconds",
 ]
-
-
-@pytest.fixture
-def train(folders, data, encoded, signal, tmp_path):
-    def run(recipe, name=None, **changes):
-        given = {
-            "options": OPTIONS, "base": folders / "base", "data": data, "encoded": encoded, "signal": signal, "seed": 0,
-            "progress": lambda done, total: None, **changes,
-        }  # fmt: skip
-        out = tmp_path / (name or recipe)
-        distil.distil(parse(recipe), out=out, **given)
-        return out
-
-    return run
 
 
 def dynamics(out):
@@ -204,8 +191,14 @@ def test_a_nan_stops_the_run_and_is_located(train, signal, tmp_path, step, flush
         train("ce+fkl@fixed", "bad", signal=replace(signal, logits_array=broken), options=options)
     message = str(error.value)
     assert f"channel 'fkl' is not finite at step {step};" in message
-    assert message.endswith(f"1 of {(clean['step'] == step).sum()} samples: {victim[0]}")
+    assert f"1 of {(clean['step'] == step).sum()} samples: {victim[0]}. " in message
     assert len(dynamics(tmp_path / "bad")) == step - 1
+    failure = json.loads((tmp_path / "bad" / "failure" / "failure.json").read_text())
+    assert (failure["step"], failure["bad"]) == (step, [victim[0]])
+    kept = dict(checkpoint.tensors(tmp_path / "bad" / "failure" / "failure.safetensors"))
+    assert kept["teacher_logits"].isnan().sum() == 1
+    assert kept["student_logits"].shape == kept["teacher_logits"].shape
+    assert kept["losses"].isnan().sum() == 1
 
 
 def test_nothing_that_is_not_finite_is_saved(train, signal, tmp_path):
@@ -228,8 +221,12 @@ def test_inputs_that_do_not_belong_together_are_refused(train, data, encoded, si
     other[:] += 1
     with pytest.raises(UserError, match="another reply of sample"):
         train("ce+fkl", signal=replace(signal, labels_array=other))
-    with pytest.raises(UserError, match="vocabular"):
+    with pytest.raises(UserError, match="different tokenizers"):
+        train("ce+fkl", signal=replace(signal, vocabulary=(*signal.vocabulary[:-1], "other")))
+    with pytest.raises(UserError, match="head has"):
         train("ce+fkl", signal=replace(signal, logits_array=signal.logits_array[:, :-1]))
+    with pytest.raises(UserError, match="reads vision of the teacher"):
+        train("fd", teacher=None)
     with pytest.raises(UserError, match="no checkpoint"):
         train("ce", base=folders / "nowhere")
     if not torch.cuda.is_available():
