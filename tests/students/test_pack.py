@@ -103,6 +103,44 @@ def test_questions_see_the_prefix_and_themselves_only(setting):
         assert not mask[start, prefix:start].any()
 
 
+def test_segments_questions_and_images_say_what_every_token_belongs_to(adapter, setting):
+    made, encoded, pixels, _ = setting
+    rows = pack.groups(encoded, 3)  # 12 samples about 3 images and 4 about none, in rows of three and of one
+    batch = pack.collate(encoded, rows, pixels)
+    image_token = adapter.processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert ((batch.segment == -1) <= (batch.input_ids == encoded.pad)).all()
+    assert (batch.segment[batch.input_ids == image_token] == 0).all()
+    for k, index in enumerate(batch.indices):
+        row, sample = int(batch.prompt_row[k]), made[index]
+        own = batch.segment[row] == batch.question[k]
+        tokens = [*encoded.prompts[index][encoded.prefix[index] :], *encoded.answers[index][:-1]]
+        assert batch.input_ids[row, own].tolist() == tokens
+        columns = batch.text[k][batch.text[k] >= 0]
+        assert columns.tolist() == torch.nonzero(own)[:, 0].tolist()
+        assert batch.text_tokens[k] == len(tokens)
+        assert (
+            batch.input_ids[row, batch.segment[row] == 0].tolist() == encoded.prompts[index][: encoded.prefix[index]].tolist()
+        )
+        if sample.image is None:
+            assert batch.image[k] == -1
+        else:
+            assert torch.equal(batch.pixel_values[batch.image[k]], pixels[sample.image])
+    assert batch.text.shape[1] == max(batch.text_tokens)
+    assert {int(q) for q in batch.question} == {1, 2, 3}
+
+
+def test_prefixes_are_what_questions_share(adapter, setting):
+    _, encoded, pixels, _ = setting
+    cut = pack.prefixes(encoded)
+    batch = pack.collate(cut, [[0], [4]], pixels)
+    assert batch.input_ids.shape == (2, encoded.prefix[0])
+    assert batch.labels.shape == (0,)
+    whole = pack.collate(encoded, [[0, 1], [4]], pixels)
+    with torch.no_grad():
+        expected = adapter.hidden(whole)[:, : encoded.prefix[0]]
+        torch.testing.assert_close(adapter.hidden(batch), expected, rtol=1e-4, atol=2e-5)
+
+
 def test_rows_and_schedule_are_the_same_for_every_student_and_differ_between_seeds(setting):
     _, encoded, _, _ = setting
     rows = pack.groups(encoded, 2, seed=1)
