@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.stages import data
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from harness.workers import Context
 
 #: Raise when the same configuration would give another signal or other weights.
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 SIGNAL = "teacher/signal"
 
