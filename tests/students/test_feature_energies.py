@@ -337,6 +337,14 @@ def test_half_precision_does_not_overflow(name):
     torch.testing.assert_close(values.double(), energy.double()(same), rtol=1e-4, atol=1e-4)
 
 
+def test_rdist_of_half_precision_logits_is_computed_wide():
+    """Their norm alone passes 65504, and their products do so by far."""
+    a, b = (2e4 * randn(k, 2, N_V, V).half() for k in range(2))
+    values = relation(a, b)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), relation(a.double(), b.double()), rtol=1e-5, atol=1e-6)
+
+
 @settings(deadline=None, derandomize=True, max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([1e-12, 1e-3, 1.0, 1e4, 1e8]), st.sampled_from([0.0, 0.2, 0.9]))
 def test_rdist_is_finite_and_bounded_for_any_logits(seed, scale, banned):

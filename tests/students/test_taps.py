@@ -240,7 +240,7 @@ def test_blind_samples_are_shown_the_mean_image_even_inside_a_row(pair_of_models
     teacher = taps.LiveTeacher(pair_of_models / "teacher", data, "cpu")
     encoded, pixels, _ = made
     mean = torch.stack([pixels[key] for key in sorted(pixels)]).mean(0)
-    rows = [[0, 3, 6], [9], [4, 7], [2], [6, 0]]
+    rows = [[3, 0, 6, 3], [9], [4, 7], [2], [6, 0]]  # the first is cut so that going back is another permutation than going
     batch = collate(encoded, rows, pixels)
     mine = student.observe(batch, ALL)[1]
     paired = taps.pair(mine, teacher.observe(rows, ALL), batch)
@@ -255,7 +255,7 @@ def test_blind_samples_are_shown_the_mean_image_even_inside_a_row(pair_of_models
             n = batch.text_tokens[k] if name == "attention" else N_V
             torch.testing.assert_close(tap.teacher[tap.group[k]][:n], alone[name][0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(tap.student[tap.group[k]][:n], own[name][0], rtol=1e-4, atol=1e-5)
-    assert paired["vision"].teacher.shape[0] == 6  # 0|36, 47, 2, 6|0
+    assert paired["vision"].teacher.shape[0] == 6  # 3, 6, 3 | 0, then 4, 7, then 2, then 6 | 0
 
 
 def test_nobody_blind_nothing_added(student, made, data):
