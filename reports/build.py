@@ -11,11 +11,11 @@ from harness.base import atomic_path, unknown, write_text
 from reports import frames, page, tables
 from reports.conclusions import conclusions
 from reports.figures import Drawing, drawings, style
-from reports.frames import Missing, Run
+from reports.frames import Irrelevant, Missing, Run
 from reports.measures import Estimates
 from reports.samples import Sample, samples
 from reports.statistics import LEVEL, RESAMPLES
-from reports.tables import Layout, Table
+from reports.tables import Computed, Layout, Table
 
 FORMATS = ("md", "tex", "html")
 
@@ -57,7 +57,10 @@ def build(
     loaded = frames.load(Path(run))
     estimates = Estimates(loaded, resamples, seed, LEVEL)
     target = Path(run) / "report" if out is None else Path(out)
-    shown = [_table(name, layout, estimates) for name, layout in chosen.items()]
+    found = {name: _table(name, layout, estimates, asked=layouts is not None) for name, layout in chosen.items()}
+    for name in [name for name, part in found.items() if part is None or part.table is None]:
+        _remove_stale(target / "tables", [f"{name}.{ext}" for ext in ("csv", "md", "tex")])
+    shown = [part for part in found.values() if part is not None]
     drawn, written = _figures(estimates, target / "figures", dark="html" in formats)
     written += _table_files(shown, formats, target / "tables")
     context = _context(estimates, shown, drawn)
@@ -66,15 +69,18 @@ def build(
     if "tex" in formats:
         written.append(_write(target / "report.tex", page.tex_environment(), "report.tex.jinja", context))
     if "html" in formats:
-        found, missing = _samples(loaded)
-        context = {**context, "samples": found, "samples_missing": missing}
+        disputed, missing = _samples(loaded)
+        context = {**context, "samples": disputed, "samples_missing": missing}
         written.append(_write(target / "index.html", page.html_environment(), "index.html.jinja", context))
     return written
 
 
-def _table(name: str, layout: Layout, estimates: Estimates) -> Part:
+def _table(name: str, layout: Layout | Computed, estimates: Estimates, asked: bool) -> Part | None:
+    """A table, or the sentence in its place; None for one that does not concern the run, unless it was asked for."""
     try:
         table = tables.build(name, layout, estimates)
+    except Irrelevant as irrelevant:
+        return Part(name, layout.title, layout.caption, missing=str(irrelevant)) if asked else None
     except Missing as missing:
         return Part(name, layout.title, layout.caption, missing=str(missing))
     return Part(name, table.title, layout.caption, table=table)
@@ -99,18 +105,24 @@ def _table_files(parts: Sequence[Part], formats: Sequence[str], folder: Path) ->
 def _figures(estimates: Estimates, folder: Path, dark: bool) -> tuple[list[Part], list[Path]]:
     parts: list[Part] = []
     written: list[Path] = []
-    suite = estimates.run.suite
     for drawing in drawings():
-        title = drawing.title + (f" ({suite})" if suite else "")
+        title = tables.titled(drawing.title, estimates.run)
         try:
             written.extend(_draw(drawing, estimates, folder, dark))
         except Missing as missing:
-            parts.append(Part(drawing.name, title, drawing.caption, missing=str(missing)))
-            for stale in folder.glob(f"{drawing.name}*.p[nd][gf]"):
-                stale.unlink()  # an older report's figure would contradict the sentence
+            if not isinstance(missing, Irrelevant):
+                parts.append(Part(drawing.name, title, drawing.caption, missing=str(missing)))
+            _remove_stale(folder, [f"{drawing.name}{end}" for end in (".png", ".pdf", "-dark.png")])
         else:
-            parts.append(Part(drawing.name, title, f"{drawing.caption} {tables.seeds_note(estimates.run)}"))
+            said = [drawing.caption, *drawing.notes(estimates), tables.seeds_note(estimates.run)]
+            parts.append(Part(drawing.name, title, " ".join(said)))
     return parts, written
+
+
+def _remove_stale(folder: Path, names: Sequence[str]) -> None:
+    """Delete what an older report left: it would contradict the sentence that stands in its place, or the silence."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _draw(drawing: Drawing, estimates: Estimates, folder: Path, dark: bool) -> list[Path]:

@@ -226,7 +226,7 @@ def _clears(student: str, protocol: Protocol, estimates: Estimates) -> bool:
 
 def _trust(estimates: Estimates) -> list[Conclusion]:
     try:
-        found = trusts(estimates.run, estimates.resamples, estimates.seed, estimates.level)
+        found = trusts(estimates)
     except Missing:
         return []  # the figure's place says what is missing
     out = []

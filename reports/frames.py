@@ -28,10 +28,18 @@ SCORES = (
 DIAGNOSTICS = ("student", "seed", "protocol", "id", "nll", "confidence", "entropy", "teacher_agrees", "teacher_kl")
 BETAS = ("step", "id", "channel", "beta", "energy", "teacher_entropy", "teacher_correct", "noisy")
 QUESTIONS = ("id", "cluster", "group", "image", "prompt", "gold")
+TRAINING = ("id", "benchmark", "image", "noisy", "blind")
+
+#: Weightings whose weights are given before training, or told the truth: they learn and infer nothing.
+GIVEN = ("fixed", "manual", "oracle")
 
 
 class Missing(Exception):
     """A piece that the run does not hold. Not an error: the report prints the sentence where the piece would stand."""
+
+
+class Irrelevant(Missing):
+    """A piece that this run has no use for. The report leaves it out without a word, unless it was asked for by name."""
 
 
 class _Open(pydantic.BaseModel):
@@ -91,6 +99,11 @@ def family(student: str) -> tuple[str, ...]:
 def weighting(student: str) -> str:
     """Return what follows the first ``@`` of a recipe: ``task``, ``fixed@lambda4``; empty for a single channel."""
     return student.partition("@")[2]
+
+
+def adapts(student: str) -> bool:
+    """Whether a recipe's weights come out of the training: not of a single channel, nor of a weighting in ``GIVEN``."""
+    return bool(family(student)) and weighting(student).partition("@")[0] not in ("", *GIVEN)
 
 
 @dataclass(frozen=True)
@@ -190,19 +203,42 @@ class Run:
 
     @functools.cached_property
     def betas(self) -> pd.DataFrame:
-        """All ``betas.parquet`` of students whose weighting is learned, with columns student and seed."""
-        parts = []
-        for student in self.manifest.students:
-            if not weighting(student) or weighting(student).startswith("fixed"):
-                continue
-            for seed, folder in self.seed_folders(student):
-                path = folder / "betas.parquet"
-                if path.is_file():
-                    parts.append(read_frame(path, BETAS).assign(student=student, seed=seed))
+        """All ``betas.parquet`` of students whose weights come out of the training, with columns student and seed."""
+        parts = [self.betas_of(student) for student in self.manifest.students if adapts(student)]
         parts = [p for p in parts if len(p)]
         if not parts:
             raise Missing("The run holds no betas.parquet of a student with a learned weighting.")
         return pd.concat(parts, ignore_index=True)
+
+    def betas_of(self, student: str) -> pd.DataFrame:
+        """Return ``betas.parquet`` of one student, all seeds, with columns student and seed; empty where there is none.
+
+        Raises:
+            UserError: for a weight that is negative or not finite. Zero is a weight: an oracle's, or an underflow.
+        """
+        parts = []
+        for seed, folder in self.seed_folders(student):
+            path = folder / "betas.parquet"
+            if not path.is_file():
+                continue
+            frame = read_frame(path, BETAS).assign(student=student, seed=seed)
+            beta = frame["beta"].to_numpy(dtype=np.float64)
+            bad = frame[~(np.isfinite(beta) & (beta >= 0))]
+            if len(bad):
+                row = bad.iloc[0]
+                what = f"sample {row['id']!r} at step {row['step']} has the weight {row['beta']}"
+                raise UserError(f"{path}: {what}, expected a finite number, 0 or more")
+            parts.append(frame)
+        empty = pd.DataFrame(columns=[*BETAS, "student", "seed"])
+        return pd.concat(parts, ignore_index=True) if parts else empty
+
+    @functools.cached_property
+    def training(self) -> pd.DataFrame:
+        """``data/train.parquet``: one row per training sample, with what was planted in it (noisy, blind)."""
+        path = self.folder / "data" / "train.parquet"
+        if not path.is_file():
+            raise Missing("The run holds no data/train.parquet, which says what was planted in the training data.")
+        return read_frame(path, TRAINING)
 
 
 def _flatten(path: Path, student: str, seed: int) -> list[dict[str, Any]]:
@@ -210,21 +246,26 @@ def _flatten(path: Path, student: str, seed: int) -> list[dict[str, Any]]:
     out = []
     for number, line in enumerate(read_jsonl(path), start=1):
         try:
-            for channel, loss in line["loss"].items():
+            for channel, loss in line["loss"].items():  # null where no sample of the step has the channel
                 out.append(
                     {
                         "student": student,
                         "seed": seed,
                         "step": int(line["step"]),
                         "channel": channel,
-                        "loss": float(loss),
-                        "weight": float(line["weight"].get(channel, np.nan)),  # a channel may be watched without a weight
+                        "loss": _number(loss),
+                        "weight": _number(line["weight"].get(channel)),  # a channel may be watched without a weight
                         "total": float(line["total"]),
                     }
                 )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: expected step, loss, weight and total, got {error!r}") from error
     return out
+
+
+def _number(value: Any) -> float:
+    """A logged number; null is NaN, which every mean leaves out."""
+    return float("nan") if value is None else float(value)
 
 
 def read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pandas as pd
 
 from harness.base import unknown
 from reports.frames import Missing, Run
 from reports.statistics import LEVEL, RESAMPLES, Bootstrap, Difference, Interval, bootstrap, bootstrap_mean, compare, summarise
 from tasks.catalogue import Protocol
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Measure:
 
 MEASURES = {
     "score": Measure("Score", "", 1.0, 1, True, "the benchmark's own number"),
+    "accuracy": Measure("Accuracy", "%", 100.0, 1, True, "share of questions answered right"),
     "nll": Measure("NLL", "nats/token", 1.0, 3, False, "negative log-likelihood of the gold answer, mean over its tokens"),
+    "nll_pooled": Measure("NLL, pooled", "nats/token", 1.0, 3, False, "the same, mean over all questions of all benchmarks"),
     "teacher_agrees": Measure(
         "Agreement",
         "%",
@@ -45,6 +52,9 @@ MEASURES = {
     "confidence": Measure("Confidence", "%", 100.0, 1, None, "largest probability at the first answer token"),
 }
 
+#: Measures that weigh questions equally instead of benchmarks, with the column that they average.
+_POOLED = {"nll_pooled": "nll"}
+
 
 def measure(name: str) -> Measure:
     """Return the measure called ``name``; an unknown one is a UserError with near matches."""
@@ -57,8 +67,8 @@ def measure(name: str) -> Measure:
 class Estimates:
     """Every estimate of one run, computed when first asked for.
 
-    ``protocol`` None stands for the mean over all protocols of the run with equal weight (diagnostics only: the
-    benchmarks' own numbers have different units).
+    ``protocol`` None stands for the mean over all protocols of the run with equal weight, which every measure has but
+    ``score`` (the benchmarks' own numbers have different units).
     """
 
     run: Run
@@ -66,6 +76,19 @@ class Estimates:
     seed: int = 0
     level: float = LEVEL
     _kept: dict[tuple[str, str, str | None], Bootstrap] = field(default_factory=dict, repr=False)
+    _once: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: str, make: Callable[[], _T]) -> _T:
+        """Return what ``make`` returns, or raise what it raises as :class:`Missing`, computing it on the first call only."""
+        if key not in self._once:
+            try:
+                self._once[key] = make()
+            except Missing as missing:
+                self._once[key] = missing
+        found = self._once[key]
+        if isinstance(found, Missing):
+            raise found
+        return found  # type: ignore[no-any-return]  # each key is used for one kind of thing
 
     def sample(self, student: str, name: str, protocol: Protocol | None) -> Bootstrap:
         """Return the bootstrap behind a number; :class:`Missing` where the run does not hold it."""
@@ -80,16 +103,24 @@ class Estimates:
             if protocol is None:
                 raise Missing("Benchmarks have different units; there is no mean over them.")
             return bootstrap(self.run.scored(student, protocol.name), protocol, self.resamples, self.seed)
-        rows = self.run.diagnosed
-        rows = rows[rows["student"] == student]
+        rows, column = self._per_question(student, name)
         wanted = [p.name for p in self.run.protocols] if protocol is None else [protocol.name]
         rows = rows[rows["protocol"].isin(wanted)]
         absent = sorted(set(wanted) - set(rows["protocol"]))
         if absent:
-            raise Missing(f"{student} has no diagnostics on {', '.join(absent)}.")
-        if rows[name].isna().all():
+            raise Missing(f"{student} has no {column} on {', '.join(absent)}.")
+        if rows[column].isna().all():
             raise Missing(f"{name} is not defined for {student}.")  # the teacher against itself
-        return bootstrap_mean(rows, name, self.resamples, self.seed)
+        return bootstrap_mean(rows, column, self.resamples, self.seed, pooled=name in _POOLED)
+
+    def _per_question(self, student: str, name: str) -> tuple[pd.DataFrame, str]:
+        """A student's rows on every protocol, and the column that the measure averages."""
+        if name == "accuracy":
+            if self.run.scores is None:
+                raise Missing("The run holds no scores.parquet yet.")
+            return self.run.scores[self.run.scores["student"] == student], "score"
+        rows = self.run.diagnosed
+        return rows[rows["student"] == student], _POOLED.get(name, name)
 
     def has(self, student: str, name: str, protocol: Protocol | None) -> bool:
         """Whether the run holds what the number needs."""

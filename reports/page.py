@@ -15,11 +15,16 @@ from reports.frames import Run
 from reports.tables import DASH, Cell, Column, Row, Table
 
 TEMPLATES = Path(__file__).parent / "templates"
+#: Rows of a LaTeX table that fit on one page of paper with their caption and notes.
+MOST_ROWS = 26
+#: Students that are named beside one reply before the rest is counted.
+MOST_NAMED = 8
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "β": r"$\beta$", "|": r"\textbar{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "λ": r"$\lambda$", '"': r"\textquotedbl{}", "§": r"\S{}",
+    "ρ": r"$\rho$", "±": r"$\pm$",
 }  # fmt: skip
 
 
@@ -86,6 +91,13 @@ def tex_head(column: Column) -> str:
     return r"\shortstack{" + r"\\[-1pt]".join([*map(tex, column.label.split(" ", 1)), *under]) + "}"
 
 
+def tex_pages(table: Table) -> list[Sequence[Row]]:
+    """Cut a long table into parts of equal length that fit on a page each; LaTeX cannot break a float."""
+    parts = -(-len(table.rows) // MOST_ROWS)
+    size = -(-len(table.rows) // parts)
+    return [table.rows[k : k + size] for k in range(0, len(table.rows), size)]
+
+
 def markdown_table(table: Table) -> str:
     """Return a table whose columns align in the raw text too."""
 
@@ -96,9 +108,9 @@ def markdown_table(table: Table) -> str:
         return value if cell.span is None else f"{value} {cell.span}"
 
     def label(row: Row) -> str:
-        if row.kind == "reference":
-            return markdown(row.label)
-        return markdown_code(row.label) + ("" if row.minus is None else f" − {markdown_code(row.minus)}")
+        name = markdown(row.label) if row.kind == "reference" else markdown_code(row.label)
+        about = f" {markdown(row.about)}" if row.about else ""
+        return name + ("" if row.minus is None else f" − {markdown_code(row.minus)}") + about
 
     lines = [["", "seeds", *(markdown(c.label) for c in table.columns)]]
     lines.append(["", "", *(markdown(c.under) for c in table.columns)])
@@ -117,13 +129,17 @@ def _tracks(table: Table) -> list[tuple[float, float]]:
     """The range of each column's little interval axis; symmetric about zero for differences."""
     out = []
     for k in range(len(table.columns)):
-        cells = [row.cells[k] for row in table.rows if row.kind != "reference"]
+        cells = [row.cells[k] for row in table.rows if row.kind != "reference" or _spans(row.cells[k])]
         ends = [x for c in cells if c for x in (c.value, c.low, c.high) if x is not None]
         low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
         if table.difference:
             low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
         out.append((low, high) if high > low else (low - 1.0, high + 1.0))
     return out
+
+
+def _spans(cell: Cell | None) -> bool:
+    return cell is not None and cell.span is not None
 
 
 def track(cell: Cell, limits: tuple[float, float]) -> dict[str, str]:
@@ -149,7 +165,7 @@ def html_environment() -> jinja2.Environment:
     """Autoescape on for everything."""
     environment = _environment(autoescape=True)
     environment.filters.update(prose=prose_html, breakable=_breakable)
-    environment.globals.update(track=track, tracks=_tracks, stacked=stacked, dash=DASH)
+    environment.globals.update(track=track, tracks=_tracks, stacked=stacked, dash=DASH, most_named=MOST_NAMED)
     return environment
 
 
@@ -168,7 +184,7 @@ def tex_environment() -> jinja2.Environment:
         comment_start_string="<#", comment_end_string="#>",
     )  # fmt: skip
     environment.filters.update(tex=tex, code=tex_code, prose=prose_tex)
-    environment.globals.update(tex_head=tex_head, dash=DASH)
+    environment.globals.update(tex_head=tex_head, tex_pages=tex_pages, dash=DASH)
     return environment
 
 

@@ -124,9 +124,9 @@ class Bootstrap:
 # ---- resampling ------------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=8)
-def _counts(strata: tuple[int, ...], resamples: int, seed: int, key: str) -> Floats:
-    """How often each cluster is drawn: [resamples, clusters]; the total within each stratum is fixed."""
+@functools.lru_cache(maxsize=16)
+def cluster_counts(strata: tuple[int, ...], resamples: int, seed: int, key: str) -> Floats:
+    """Return how often each cluster is drawn: [resamples, clusters]; the total within each stratum is fixed."""
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     labels = np.asarray(strata)
     counts = np.empty((resamples, len(labels)))
@@ -149,7 +149,7 @@ def _bootstrap(tables: Sequence[ClusterSums], questions: pd.Series, key: str, re
     for other in tables[1:]:
         if other.clusters != first.clusters or not np.array_equal(other.strata, first.strata):
             raise UserError(f"{key}: the seeds of a student answered different questions; they cannot be averaged")
-    counts = _counts(tuple(int(s) for s in first.strata), resamples, seed, key)
+    counts = cluster_counts(tuple(int(s) for s in first.strata), resamples, seed, key)
     draws = np.mean([t.value(counts @ t.sums) for t in tables], axis=0)
     value = float(np.mean([t.value(t.sums.sum(axis=0)) for t in tables]))
     if not np.isfinite(value):
@@ -174,8 +174,10 @@ def bootstrap(rows: pd.DataFrame, protocol: ProtocolFacts, resamples: int = RESA
     return _bootstrap(tables, rows.groupby("id")["score"].mean(), protocol.name, resamples, seed)
 
 
-def bootstrap_mean(rows: pd.DataFrame, column: str, resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
-    """Resample the mean of a per-question column, each protocol with equal weight.
+def bootstrap_mean(
+    rows: pd.DataFrame, column: str, resamples: int = RESAMPLES, seed: int = 0, pooled: bool = False
+) -> Bootstrap:
+    """Resample the mean of a per-question column: each protocol with equal weight or, pooled, each question.
 
     Clusters of the same name are drawn together across protocols, because a shared image makes them dependent.
 
@@ -191,14 +193,14 @@ def bootstrap_mean(rows: pd.DataFrame, column: str, resamples: int = RESAMPLES, 
     if bad.any():
         raise UserError(f"{column}: question {rows['id'].iloc[int(np.flatnonzero(bad)[0])]!r} has no finite value")
     protocols = sorted(rows["protocol"].unique())
-    key = f"{column}: {', '.join(protocols)}"
+    key = f"{column}{' pooled' if pooled else ''}: {', '.join(protocols)}"
     index = rows["protocol"].astype(str) + "/" + rows["id"].astype(str)
-    tables = [_mean_sums(part, column, protocols) for part in _split_seeds(rows)]
+    tables = [_mean_sums(part, column, protocols, pooled) for part in _split_seeds(rows)]
     questions = rows[column].astype(np.float64).groupby(index).mean()
     return _bootstrap(tables, questions, key, resamples, seed)
 
 
-def _mean_sums(rows: pd.DataFrame, column: str, protocols: Sequence[str]) -> ClusterSums:
+def _mean_sums(rows: pd.DataFrame, column: str, protocols: Sequence[str], pooled: bool) -> ClusterSums:
     """Sums [C, 2P]: per protocol the total of ``column`` and the number of questions."""
     codes, clusters = pd.factorize(rows["cluster"].astype(str), sort=True)
     which = np.asarray(pd.Categorical(rows["protocol"], categories=list(protocols)).codes, dtype=np.int64)
@@ -209,6 +211,8 @@ def _mean_sums(rows: pd.DataFrame, column: str, protocols: Sequence[str]) -> Clu
 
     def value(total: Floats) -> Floats:
         parts = total.reshape(*total.shape[:-1], -1, 2)
+        if pooled:
+            parts = parts.sum(axis=-2, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):  # a resample without a protocol is NaN, counted later
             return np.asarray((parts[..., 0] / parts[..., 1]).mean(axis=-1))
 
@@ -219,8 +223,8 @@ def _mean_sums(rows: pd.DataFrame, column: str, protocols: Sequence[str]) -> Clu
 # ---- summaries -------------------------------------------------------------------------------------------------------------
 
 
-def _percentile(draws: Floats, level: float) -> tuple[float, float]:
-    """Order statistics that mirror each other, so that negated draws give exactly the negated interval."""
+def percentile_ends(draws: Floats, level: float) -> tuple[float, float]:
+    """Return order statistics that mirror each other, so that negated draws give exactly the negated interval."""
     ordered = np.sort(draws)
     skip = int((1.0 - level) / 2.0 * len(ordered) + 1e-9)
     return float(ordered[skip]), float(ordered[-1 - skip])
@@ -264,7 +268,7 @@ def summarise(sample: Bootstrap, level: float = LEVEL) -> Interval:
     draws = sample.draws[np.isfinite(sample.draws)]
     if np.ptp(draws) == 0.0:
         return made(None, None, "none", "no spread: every cluster scores the same, so no interval can be given")
-    low, high = _percentile(draws, level)
+    low, high = percentile_ends(draws, level)
     alone = int((np.unique(sample.tables[0].strata, return_counts=True)[1] == 1).sum())
     caveats = [
         f"only {clusters} clusters, the interval is rough" if clusters < FEW_CLUSTERS else "",
@@ -288,7 +292,7 @@ def compare(a: Bootstrap, b: Bootstrap, level: float = LEVEL) -> Difference:
     if len(draws) <= 0.5 * len(a.draws):
         raise UserError(f"{a.key[0]}: most resamples lack a part of the benchmark; there are too few clusters to compare on")
     value = a.value - b.value
-    low, high = _percentile(draws, level)
+    low, high = percentile_ends(draws, level)
     # With m clusters apart the smallest two-sided p of an exact sign test is 2 * 0.5^m; a bootstrap knows no such floor.
     enough = 2.0 * 0.5**apart <= 1.0 - level
     note = None
@@ -335,36 +339,3 @@ def difference(
     if len(versions) == 2 and versions[0] != versions[1]:
         raise UserError(f"{protocol.name}: protocol versions differ ({versions[0]} and {versions[1]}); not comparable")
     return compare(bootstrap(a_rows, protocol, resamples, seed), bootstrap(b_rows, protocol, resamples, seed), level)
-
-
-def separation(
-    values: Floats, flag: NDArray[np.bool_], resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
-) -> Interval:
-    """Return the probability that a flagged unit has the smaller value, ties counting half (Mann-Whitney's U / nm).
-
-    0.5 means that the values know nothing of the flag. Units are resampled within the flagged and the unflagged.
-
-    Args:
-        values: float64 [N], one per independent unit; flag: bool [N].
-
-    Raises:
-        UserError: if either side is empty.
-    """
-    flagged = int(flag.sum())
-    if flagged == 0 or flagged == len(flag):
-        raise UserError("separation: needs flagged and unflagged units, one side is empty")
-    codes = np.unique(values, return_inverse=True)[1]
-    order = np.argsort(codes, kind="stable")
-    codes, flag = codes[order], flag[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(codes) > 0])  # first position of each distinct value
-
-    def chance(counts: Floats) -> Floats:
-        yes = np.add.reduceat(counts * flag, starts, axis=-1)
-        no = np.add.reduceat(counts * ~flag, starts, axis=-1)
-        below = np.cumsum(yes, axis=-1) - 0.5 * yes  # flagged mass below each unflagged value, ties half
-        return np.asarray((below * no).sum(axis=-1) / (yes.sum(axis=-1) * no.sum(axis=-1)))
-
-    strata = tuple(int(f) for f in flag)
-    draws = chance(_counts(strata, resamples, seed, "separation"))
-    low, high = _percentile(draws, level)
-    return Interval(float(chance(np.ones(len(flag)))), low, high, len(flag), len(flag), 1, "stratified bootstrap")

@@ -1,9 +1,15 @@
-"""Tables: a YAML layout in, labelled cells with intervals out. One more table is one more file in ``reports/layouts/``."""
+"""Tables: a layout in, labelled cells with intervals out. One more table is one more file in ``reports/layouts/``.
+
+A layout is a YAML file, or a Python module where a table shows what no measure of :mod:`reports.measures` is: it defines
+``TITLE``, ``CAPTION``, ``ORDER`` and ``build(name, estimates) -> Table``, which raises :class:`reports.frames.Missing` (or
+``Irrelevant``) with a sentence where the run lacks what it shows. Its name has ``-`` where the module's has ``_``.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +18,7 @@ import pandas as pd
 import pydantic
 
 from harness.base import Strict, UserError, read_yaml, unknown
-from reports.frames import Missing, Run, family, weighting
+from reports.frames import Irrelevant, Missing, Run, family, weighting
 from reports.measures import Estimates, Measure, measure
 from reports.statistics import Difference, Interval
 from tasks.catalogue import Protocol
@@ -65,13 +71,14 @@ class Layout(Strict):
 
 @dataclass(frozen=True)
 class Column:
-    """One column: what is measured where, and how it is headed."""
+    """One column: what is measured where, and how it is headed; ``over`` says in the CSV what a value is taken over."""
 
     label: str
     under: str
     measure: Measure
     name: str
     protocol: Protocol | None
+    over: str = "mean over protocols"
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,8 @@ class Cell:
 class Row:
     """One row; ``cells`` align with the table's columns, None where the run holds no such number (printed as a dash).
 
-    ``minus`` names the student that was subtracted, None for plain values.
+    ``minus`` names the student that was subtracted, None for plain values; ``about`` says in words what else sets the row
+    apart, empty where the label says it all.
     """
 
     label: str
@@ -125,6 +133,7 @@ class Row:
     kind: str
     seeds: str
     cells: tuple[Cell | None, ...]
+    about: str = ""
 
     @property
     def block(self) -> str:
@@ -156,9 +165,10 @@ class Table:
                     {
                         "student": row.label,
                         "minus": row.minus,
+                        "about": row.about,
                         "kind": row.kind,
                         "seeds": row.seeds.replace(DASH, ""),
-                        "protocol": "mean over protocols" if column.protocol is None else column.protocol.name,
+                        "protocol": column.over if column.protocol is None else column.protocol.name,
                         "protocol_version": None if column.protocol is None else column.protocol.version,
                         "measure": column.name,
                         "unit": column.protocol.unit if column.name == "score" and column.protocol else column.measure.unit,
@@ -182,25 +192,49 @@ class Table:
 # ---- layouts ---------------------------------------------------------------------------------------------------------------
 
 
-def layouts(names: Sequence[str] | None = None) -> dict[str, Layout]:
+@dataclass(frozen=True)
+class Computed:
+    """A layout that is a module; see the top of this file."""
+
+    title: str
+    caption: str
+    order: int
+    build: Callable[[str, Estimates], Table]
+
+
+def layouts(names: Sequence[str] | None = None) -> dict[str, Layout | Computed]:
     """Read the layouts called ``names`` (default: all that are in the folder), in the order in which they stand."""
-    known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    files = [*sorted(FOLDER.glob("*.yaml")), *(p for p in sorted(FOLDER.glob("*.py")) if not p.name.startswith("_"))]
+    known = {path.stem.replace("_", "-"): path for path in files}
     for name in names or ():
         if name not in known:
             raise unknown("layout", name, known)
-    read = {name: read_yaml(known[name], Layout) for name in (names or known)}
+    read = {name: _read(known[name]) for name in (names or known)}
     return dict(sorted(read.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def _read(path: Path) -> Layout | Computed:
+    if path.suffix == ".yaml":
+        return read_yaml(path, Layout)
+    code = importlib.import_module(f"reports.layouts.{path.stem}")
+    lost = [attribute for attribute in ("TITLE", "CAPTION", "ORDER", "build") if not hasattr(code, attribute)]
+    if lost:
+        raise UserError(f"{path}: a layout in Python needs {', '.join(lost)}")
+    return Computed(code.TITLE, code.CAPTION, code.ORDER, code.build)
 
 
 # ---- building --------------------------------------------------------------------------------------------------------------
 
 
-def build(name: str, layout: Layout, estimates: Estimates) -> Table:
+def build(name: str, layout: Layout | Computed, estimates: Estimates) -> Table:
     """Fill a layout from a run.
 
     Raises:
         Missing: where the run holds nothing that the table shows; the sentence is printed in its place.
+        Irrelevant: where the run's students leave nothing to compare, or what the table shows does not concern the run.
     """
+    if isinstance(layout, Computed):
+        return layout.build(name, estimates)
     run = estimates.run
     if not run.protocols:
         raise Missing("The run names no protocol.")
@@ -213,16 +247,22 @@ def build(name: str, layout: Layout, estimates: Estimates) -> Table:
         raise Missing(_nothing(layout, run))
     for level in reversed(layout.references):
         rows.insert(0, _reference(level, columns, run))
-    title = layout.title + (f" ({run.suite})" if run.suite else "")
+    title = titled(layout.title, run)
     notes = _notes(layout, columns, rows, estimates)
     return Table(name, title, layout.caption, tuple(notes), tuple(columns), tuple(rows), layout.minus is not None)
 
 
+def titled(title: str, run: Run) -> str:
+    """Add to a title what must be said of the questions."""
+    return title + (f" ({run.suite})" if run.suite else "")
+
+
 def _nothing(layout: Layout, run: Run) -> str:
+    """The sentence that stands where a table without rows would."""
     if run.scores is None:
         return "The run holds no scores.parquet yet."
     if layout.minus is not None:
-        return f"The run holds no pair to compare: no student beside its {layout.minus}."
+        raise Irrelevant(f"The run holds no pair to compare: no student beside its {layout.minus}.")
     return "The run holds no number for this table."
 
 
@@ -335,8 +375,7 @@ def _notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], estim
     run, percent = estimates.run, f"{100 * estimates.level:g} %"
     methods = {c.estimate.method for row in rows for c in row.cells if c and c.estimate}
     notes = []
-    if run.suite:
-        notes.append(f"{run.suite.capitalize()}: these numbers must not be put beside published ones.")
+    notes.extend(suite_note(run))
     made = " or ".join(sorted(methods - {"none"})) or "none could be made"
     how = f"Brackets: {percent} interval ({made}) for the sampling of questions, {estimates.resamples:,} resamples of clusters"
     notes.append(how + (", the same for both students." if layout.minus else "."))
@@ -357,6 +396,11 @@ def _notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], estim
                 seen.setdefault(cell.note, []).append(f"{row.label} on {column.label}")
     notes.extend(f"{_few(where)}: {note}." for note, where in seen.items())
     return notes
+
+
+def suite_note(run: Run) -> list[str]:
+    """Say that unofficial numbers stand alone; nothing for official protocols."""
+    return [f"{run.suite.capitalize()}: these numbers must not be put beside published ones."] if run.suite else []
 
 
 def seeds_note(run: Run) -> str:

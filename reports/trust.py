@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness.base import UserError
-from reports.frames import Missing, Run
-from reports.statistics import Interval, separation
+from reports.frames import Missing
+from reports.measures import Estimates
+from reports.ranks import separation
+from reports.statistics import Interval
 
 #: Share of the training, at its end, whose weights are looked at.
 LATE = 0.25
@@ -35,42 +36,42 @@ class Trust:
 
 def varies(betas: pd.DataFrame) -> bool:
     """Whether weights differ between samples of one step: true of instance weights, not of task weights."""
-    spread = betas.groupby(["seed", "step"])["beta"].agg(lambda b: float(b.max() / b.min()))
-    return bool((spread > 1.0 + 1e-4).any())
+    spread = betas.groupby(["seed", "step"])["beta"].agg(["min", "max"])
+    return bool((spread["max"] - spread["min"] > 1e-4 * spread["max"]).any())
 
 
-def positive(betas: pd.DataFrame, run: Run) -> None:
-    """Refuse weights that no logarithm takes: the run's file is damaged then, because beta > 0 by construction."""
-    bad = ~((betas["beta"] > 0) & np.isfinite(betas["beta"]))
-    if bad.any():
-        row = betas[bad].iloc[0]
-        path = run.folder / "students" / str(row["student"]) / f"seed{row['seed']}" / "betas.parquet"
-        raise UserError(f"{path}: sample {row['id']!r} at step {row['step']} has the weight {row['beta']}, expected above 0")
+def late(betas: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the last quarter of the training with the weight's logarithm, minus infinity for a weight of 0."""
+    rows = betas[betas["step"] >= (1.0 - LATE) * betas["step"].max()]
+    with np.errstate(divide="ignore"):
+        return rows.assign(log=np.log(rows["beta"].to_numpy(dtype=np.float64)))
 
 
-def trusts(run: Run, resamples: int, seed: int, level: float) -> list[Trust]:
+def trusts(estimates: Estimates) -> list[Trust]:
     """Return one entry per student and channel whose weights vary between samples.
 
     Raises:
         Missing: where there is none.
-        UserError: for a weight that is not positive and finite.
+        UserError: for a weight that is negative or not finite.
     """
-    positive(run.betas, run)
+    return estimates.once("trusts", lambda: _trusts(estimates))
+
+
+def _trusts(estimates: Estimates) -> list[Trust]:
     found = []
-    for (student, channel), rows in run.betas.groupby(["student", "channel"], sort=False):
+    for (student, channel), rows in estimates.run.betas.groupby(["student", "channel"], sort=False):
         if channel == "ce" or not varies(rows):
             continue
-        late = rows[rows["step"] >= (1.0 - LATE) * rows["step"].max()]
-        frame = late.assign(
-            log=np.log(late["beta"]), wrong=~late["teacher_correct"].astype(bool), noisy=late["noisy"].astype(bool)
-        )
+        frame = late(rows)
+        frame = frame.assign(wrong=~frame["teacher_correct"].astype(bool), noisy=frame["noisy"].astype(bool))
         weights = frame.groupby("id").agg(log=("log", "mean"), wrong=("wrong", "any"), noisy=("noisy", "any"))
         weights["beta"] = np.exp(weights["log"])
         ends = {}
         for flag in ("wrong", "noisy"):
             mask = weights[flag].to_numpy(dtype=bool)
             both = mask.any() and not mask.all()
-            ends[flag] = separation(weights["log"].to_numpy(), mask, resamples, seed, level) if both else None
+            options = estimates.resamples, estimates.seed, estimates.level
+            ends[flag] = separation(weights["log"].to_numpy(), mask, *options) if both else None
         found.append(Trust(str(student), str(channel), weights, ends["wrong"], ends["noisy"]))
     if not found:
         raise Missing("No student of this run has weights that differ between samples.")

@@ -2,7 +2,9 @@
 
 A figure module defines ``TITLE`` (what), ``CAPTION`` (how to read it), ``ORDER`` (position, low first) and
 ``draw(estimates, theme) -> matplotlib.figure.Figure``, which raises :class:`reports.frames.Missing` with a sentence where
-the run lacks what it shows. It uses ``Figure`` objects only: no pyplot, so nothing global changes.
+the run lacks what it shows, or ``Irrelevant`` where the figure does not concern the run. It uses ``Figure`` objects only: no
+pyplot, so nothing global changes. It may define ``notes(estimates) -> list[str]``: sentences for the caption that depend on
+the run, such as what is left out and why.
 """
 
 from __future__ import annotations
@@ -31,6 +33,11 @@ class Drawing:
     caption: str
     order: int
     draw: Callable[[Estimates, Theme], Figure]
+    notes: Callable[[Estimates], list[str]]
+
+
+def _no_notes(_: Estimates) -> list[str]:
+    return []
 
 
 def drawings() -> list[Drawing]:
@@ -43,5 +50,6 @@ def drawings() -> list[Drawing]:
         lost = [attribute for attribute in ("TITLE", "CAPTION", "ORDER", "draw") if not hasattr(code, attribute)]
         if lost:
             raise UserError(f"{code.__file__}: a figure needs {', '.join(lost)}")
-        found.append(Drawing(module.name.replace("_", "-"), code.TITLE, code.CAPTION, code.ORDER, code.draw))
+        notes = getattr(code, "notes", _no_notes)
+        found.append(Drawing(module.name.replace("_", "-"), code.TITLE, code.CAPTION, code.ORDER, code.draw, notes))
     return sorted(found, key=lambda d: (d.order, d.name))

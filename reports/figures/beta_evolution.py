@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from reports.figures import style
 from reports.frames import Missing, Run, family, weighting
 from reports.measures import Estimates
-from reports.trust import positive, varies
+from reports.trust import varies
 
 TITLE = "Evolution of the distillation weight β"
 CAPTION = (
@@ -79,5 +79,4 @@ def _samples(run: Run, student: str, channel: str) -> pd.DataFrame | None:
     except Missing:
         return None
     rows = betas[(betas["student"] == student) & (betas["channel"] == channel)]
-    positive(rows, run)
     return rows if len(rows) and varies(rows) else None

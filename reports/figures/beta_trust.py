@@ -24,7 +24,7 @@ ORDER = 30
 
 def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     """Draw the figure; see the module's CAPTION."""
-    found = trusts(estimates.run, estimates.resamples, estimates.seed, estimates.level)
+    found = trusts(estimates)
     figure = style.canvas(0.75 + 0.85 * len(found))
     grid = figure.subplots(1, 2, sharex=True, sharey=True)
     _panel(grid[0], found, "wrong", ("teacher right", "teacher wrong"), theme)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.base import UserError
-from reports import statistics
+from reports import ranks, statistics
 from reports.statistics import difference, interval
 
 MEAN = SimpleNamespace(name="toy@test", aggregation="mean")
@@ -90,7 +90,7 @@ def test_draws_equal_recomputing_the_number_on_repeated_rows():
     data = rows(generator.integers(0, 2, 60), per_cluster=2, gold=["yes", "no"] * 30)
     data["prediction"] = np.where(data["score"] > 0, data["gold"], np.where(data["gold"] == "yes", "no", "yes"))
     sample = statistics.bootstrap(data, F1, resamples=5)
-    counts = statistics._counts((0,) * 30, 5, 0, F1.name)
+    counts = statistics.cluster_counts((0,) * 30, 5, 0, F1.name)
     for draw, count in zip(sample.draws, counts, strict=True):
         times = np.repeat(count.astype(int), 2)
         gold, said = (np.repeat((data[c] == "yes").to_numpy(), times) for c in ("gold", "prediction"))
@@ -99,7 +99,7 @@ def test_draws_equal_recomputing_the_number_on_repeated_rows():
 
 
 def test_strata_keep_the_number_of_clusters_per_part():
-    counts = statistics._counts((0, 0, 0, 1, 1, 1, 1, 1), 50, 0, "x")
+    counts = statistics.cluster_counts((0, 0, 0, 1, 1, 1, 1, 1), 50, 0, "x")
     assert (counts[:, :3].sum(axis=1) == 3).all()
     assert (counts[:, 3:].sum(axis=1) == 5).all()
 
@@ -243,11 +243,11 @@ def test_separation_is_mann_whitneys_probability():
     generator = np.random.default_rng(11)
     flag = generator.random(300) < 0.3
     values = np.round(generator.normal(0, 1, 300) - 0.8 * flag, 1)  # rounding makes ties
-    found = statistics.separation(values, flag)
+    found = ranks.separation(values, flag)
     u = stats.mannwhitneyu(values[~flag], values[flag]).statistic
     assert found.value == pytest.approx(u / (flag.sum() * (~flag).sum()))
     assert 0.5 < found.low < found.value < found.high
-    assert statistics.separation(np.ones(40), np.arange(40) < 9).value == 0.5
+    assert ranks.separation(np.ones(40), np.arange(40) < 9).value == 0.5
 
 
 @pytest.mark.parametrize("bad", [[], [0.5, np.nan], [1.5, 0.0]])

@@ -1,0 +1,186 @@
+"""The planted truth in one panel: gap recovered, weights where the teacher is blind, rank correlations, and what entropy tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.figures import style
+from reports.frames import weighting
+from reports.layouts.planted_truth import said
+from reports.measures import Estimates
+from reports.planted import ALL, Entry, Planted, Weights, planted
+from reports.statistics import Interval
+
+TITLE = "Planted truth: does a weighting do what it says?"
+CAPTION = (
+    "Bars: 95 % intervals. a: share of the way from plain cross-entropy (0) to the oracle (1) that a student goes, mean over the "
+    "benchmarks; small ticks are single seeds where there are several; hollow without a bar where the oracle is not resolved from "
+    "cross-entropy. b: weight β late in training, median and middle half of the samples; one weight for all is one mark. c: "
+    "Spearman's rank correlation of β with a blind teacher and, where the teacher is healthy, with a wrong label; below 0 is a "
+    "smaller weight there. d: probability that a sample with a blind teacher has the larger teacher entropy, or the smaller β, "
+    "than one with a healthy teacher: 0.5 tells nothing. A weight computed without the label cannot find wrong labels, and a "
+    "higher share recovered is no proof that blind samples were found."
+)
+ORDER = 5
+
+#: Shares outside are drawn as arrows at the edge: a small gap can make them large.
+_SPAN = (-1.0, 1.75)
+
+
+def draw(estimates: Estimates, theme: style.Theme) -> Figure:
+    """Draw the figure; see the module's CAPTION."""
+    found = planted(estimates)
+    shown = [e for e in found.entries if e.weights or (e.shares and e.student != "ce")]
+    told = [(e, w) for e in shown for w in e.weights if w.tells_blind and weighting(e.student).partition("@")[0] != "oracle"]
+    figure = style.canvas(1.0 + 0.33 * len(shown) + (1.9 if found.entropy_blind else 0.0))
+    upper, *lower = figure.subfigures(2, 1, height_ratios=[0.75 + 0.33 * len(shown), 1.9]) if found.entropy_blind else [figure]
+    grid = upper.subplots(1, 3, sharey=True, width_ratios=[1.25, 1.0, 0.9])
+    _shares(grid[0], shown, theme)
+    _betas(grid[1], shown, theme)
+    _ranks(grid[2], shown, theme)
+    for axes, title in zip(grid, ("a  Gap recovered", "b  Weight β", "c  Rank correlation"), strict=True):
+        axes.set_title(title)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        for k in range(1, len(shown), 2):
+            axes.axhspan(-k - 0.5, -k + 0.5, color=theme.grid, alpha=0.35, linewidth=0, zorder=0)
+    grid[0].set_yticks([-k for k in range(len(shown))], [e.student for e in shown])
+    grid[0].set_ylim(-len(shown) + 0.4, 0.6)
+    for sub in lower:
+        _detection(sub.subplots(1, 1), found, told, estimates, theme)
+    return figure
+
+
+def notes(estimates: Estimates) -> list[str]:
+    """Numbers of samples and the limits of this panel."""
+    c = planted(estimates).counts
+    return [
+        f"n = {c['blind']:,} blind and {c['healthy']:,} healthy samples with an image, {c['noisy']:,} of the healthy with a wrong "
+        "label. The faults were drawn once, under one teacher."
+    ]
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=columns, handlelength=1.0, columnspacing=1.0, borderaxespad=0.9,
+        handletextpad=0.4,
+    )  # fmt: skip
+
+
+def _shares(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
+    looks = (("nll", "NLL", 0.15, theme.cycle[0], "o"), ("accuracy", "accuracy", -0.15, theme.cycle[1], "s"))
+    for at, word in ((0.0, "ce"), (1.0, "oracle")):
+        axes.axvline(at, color=theme.muted, linewidth=0.9)
+        axes.text(at, 0.62, word, ha="center", va="bottom", fontsize=7, color=theme.muted)
+    for k, entry in enumerate(shown):
+        if weighting(entry.student).partition("@")[0] == "oracle":
+            continue  # it is the line
+        for name, _, shift, color, marker in looks:
+            share = entry.shares.get(name)
+            if share is not None:
+                _mark(axes, share.interval, share.by_seed, -k + shift, color, marker, theme)
+    for _, label, _, color, marker in looks:
+        axes.plot([], [], marker, color=color, markersize=4.5, linestyle="none", label=label)
+    ends = [x for e in shown for s in e.shares.values() for x in (s.interval.low, s.interval.high) if x is not None]
+    low, high = min([0.0, *ends]), max([1.0, *ends])
+    axes.set_xlim(max(low - 0.12, _SPAN[0]), min(high + 0.12, _SPAN[1]))
+    axes.set_xlabel("share of the gap from ce to the oracle")
+    _legend(axes, 2)
+
+
+def _mark(
+    axes: Axes, e: Interval, by_seed: Sequence[float], y: float, color: str, marker: str, theme: style.Theme
+) -> None:
+    """A dot with its bar; hollow without one; an arrow where it lies outside."""
+    if e.low is not None and e.high is not None:
+        axes.plot([e.low, e.high], [y, y], color=color, linewidth=1.6, solid_capstyle="butt")
+    inside = _SPAN[0] < e.value < _SPAN[1]
+    x = float(np.clip(e.value, *_SPAN))
+    kind = marker if inside else (">" if e.value > 0 else "<")
+    face = color if e.low is not None else theme.paper
+    edge = theme.paper if e.low is not None else color
+    axes.plot([x], [y], kind, markersize=4.5, color=face, markeredgecolor=edge, markeredgewidth=0.7, clip_on=inside)
+    if len(by_seed) > 1:
+        axes.plot(by_seed, [y] * len(by_seed), "|", markersize=4, color=color, markeredgewidth=0.7, alpha=0.8)
+
+
+def _lines(shown: Sequence[Entry]) -> list[tuple[float, Weights]]:
+    """Where each student's weights stand: in its row, side by side where several channels are weighed."""
+    return [
+        (-k + 0.5 * (len(e.weights) - 1 - 2 * j) / (2 * len(e.weights)), w)
+        for k, e in enumerate(shown)
+        for j, w in enumerate(e.weights)
+    ]
+
+
+def _betas(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
+    """Quartiles on a logarithmic axis; a weight of zero has no place there and is said in words."""
+    looks = (("healthy", "healthy teacher", 0.15, theme.cycle[0], "o"), ("blind", "blind teacher", -0.15, theme.cycle[1], "s"))
+    drawn = False
+    for y, weights in _lines(shown):
+        quantiles = [getattr(weights, name) for name, *_ in looks]
+        if min(min(q) for q in quantiles) <= 0:
+            middle = " / ".join(f"{q[1]:g}" for q in quantiles)
+            place = axes.get_yaxis_transform()
+            axes.text(0.5, y, f"{middle} (healthy / blind)", transform=place, ha="center", va="center", fontsize=7)
+            continue
+        drawn = True
+        if not weights.per_sample:
+            axes.plot([quantiles[0][1]], [y], "d", markersize=5, color=theme.ink, markeredgecolor=theme.paper)
+            continue
+        for (_, _, shift, color, marker), q in zip(looks, quantiles, strict=True):
+            axes.plot([q[0], q[2]], [y + shift] * 2, color=color, linewidth=3.0, alpha=0.6, solid_capstyle="butt")
+            axes.plot([q[1]], [y + shift], marker, markersize=4.5, color=color, markeredgecolor=theme.paper)
+    for _, label, _, color, marker in looks:
+        axes.plot([], [], marker, color=color, markersize=4.5, linestyle="none", label=label)
+    if drawn:
+        style.plain_log(axes, "x")
+    axes.set_xlabel("β (ratio to cross-entropy)")
+    _legend(axes, 2)
+
+
+def _ranks(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
+    axes.axvline(0.0, color=theme.muted, linewidth=0.9)
+    looks = (("blindness", "blind", 0.15, theme.cycle[1], "s"), ("noise", "noisy", -0.15, theme.cycle[2], "D"))
+    for y, weights in _lines(shown):
+        for name, _, shift, color, marker in looks:
+            e: Interval | None = getattr(weights, name)
+            if e is not None:
+                _mark(axes, e, (), y + shift, color, marker, theme)
+    for _, label, _, color, marker in looks:
+        axes.plot([], [], marker, color=color, markersize=4.5, linestyle="none", label=label)
+    axes.set_xlabel("Spearman's ρ with β")
+    axes.set_xlim(-1.05, max(0.3, axes.get_xlim()[1]))
+    _legend(axes, 2)
+
+
+def _detection(
+    axes: Axes, found: Planted, told: Sequence[tuple[Entry, Weights]], estimates: Estimates, theme: style.Theme
+) -> None:
+    titles = {p.benchmark: p.title.replace(" (miniature)", "") for p in estimates.run.protocols}
+    places = [p for p in (ALL, *found.benchmarks) if p in found.entropy_blind]
+    series = [("teacher entropy", found.entropy_blind, theme.ink, "o", 1.8)]
+    for entry, weights in told:
+        look = style.look(entry.student, estimates.run.students, theme)
+        name = f"β of {entry.student}" + (f" ({weights.channel})" if len(entry.weights) > 1 else "")
+        series.append((name, weights.tells_blind, look.color, look.marker, 1.3))
+    axes.axhline(0.5, color=theme.muted, linewidth=0.9)
+    width = 0.7 / len(series)
+    for j, (name, results, color, marker, line) in enumerate(series):
+        at = [(k + (j - (len(series) - 1) / 2) * width, results[p]) for k, p in enumerate(places) if p in results]
+        for x, e in at:
+            if e.low is not None and e.high is not None:
+                axes.plot([x, x], [e.low, e.high], color=color, linewidth=line, solid_capstyle="butt")
+        axes.plot([x for x, _ in at], [e.value for _, e in at], marker, color=color, markersize=4.5, linestyle="none",
+                  markeredgecolor=theme.paper, markeredgewidth=0.5, label=name)  # fmt: skip
+    axes.set_xticks(range(len(places)), ["all" if p == ALL else titles.get(p, p) for p in places])
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.set_ylabel("AUC for a blind teacher")
+    axes.set_title("d  What would have told a blind teacher?")
+    axes.grid(visible=False, axis="x")
+    axes.tick_params(axis="x", length=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.0, borderaxespad=0.4)

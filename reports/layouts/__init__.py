@@ -1,0 +1,1 @@
+"""Table layouts: YAML files and modules; see :mod:`reports.tables`."""
