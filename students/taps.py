@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.base import UserError
 from students import models
 from students.batch import Tap
+from students.blind import Blind
 from students.data.pack import Batch, Encoded, collate, encode, prefixes
 from students.data.samples import TrainingSet
 from students.models.llava import TAPS, LlavaAdapter
@@ -68,12 +69,19 @@ class LiveTeacher:
         folder: its checkpoint.
         data: the samples, in the order in which students number them.
         device: "cpu", "cuda" or another that torch knows.
+        blind_teacher: what the cached signal told blind samples (``TeacherSignal.blind_teacher``).
 
     Raises:
-        UserError: for a checkpoint that cannot be read.
+        UserError: for a checkpoint that cannot be read, or blind samples that were told something else than about the mean
+            image: a mixture of answers has no one feature.
     """
 
-    def __init__(self, folder: Path, data: TrainingSet, device: torch.device | str) -> None:
+    def __init__(self, folder: Path, data: TrainingSet, device: torch.device | str, blind_teacher: str = str(Blind())) -> None:
+        if blind_teacher != str(Blind()) and any(s.blind and s.image is not None for s in data):
+            raise UserError(
+                f"the teacher's features are known for blind samples of blind_teacher '{Blind()}' alone, and this signal has"
+                f" {blind_teacher!r}; take energies on logits there"
+            )
         self.adapter: LlavaAdapter = models.load(folder, str(device))
         self.adapter.model.eval().requires_grad_(False)
         self.device = torch.device(device)

@@ -10,6 +10,7 @@ import torch
 from harness.base import UserError
 from students import taps
 from students.batch import TokenBatch
+from students.blind import Blind
 from students.data.pack import collate, encode, groups
 from students.data.samples import TrainingSet
 from students.energies.align_kd import Energy as AlignKD
@@ -377,6 +378,12 @@ def test_another_chat_template_is_refused_where_text_is_compared(student, made, 
         taps.pair(mine, other.observe(made[2], ALL), batch)
     without = {name: tap for name, tap in mine.items() if not name.startswith("attention")}
     assert taps.pair(without, other.observe(made[2], {"vision", "vision_logits"}), batch).keys() == {"vision", "vision_logits"}
+
+
+def test_a_mixture_of_answers_has_no_features(pair_of_models, data, make_data):
+    with pytest.raises(UserError, match="of blind_teacher 'mean_image' alone, and this signal has 'shuffled over 6 images"):
+        taps.LiveTeacher(pair_of_models / "teacher", make_data((1,)), "cpu", str(Blind("shuffled")))
+    taps.LiveTeacher(pair_of_models / "teacher", data, "cpu", str(Blind("shuffled")))  # nobody is blind
 
 
 def test_an_attention_that_is_not_llamas_is_refused(student, made):
