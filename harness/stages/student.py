@@ -25,6 +25,7 @@ def use_torch(context: Context) -> None:
 def signal(context: Context) -> None:
     """Cache what the teacher says about every supervised token."""
     from students import teachers
+    from students.blind import Blind
 
     use_torch(context)
     samples = data.load_training(context.root)
@@ -37,7 +38,7 @@ def signal(context: Context) -> None:
         rows=training["rows"],
         turns=training["turns"],
         device=context.settings.device,
-        blind=teachers.Blind(**context.config["blind"]),
+        blind=Blind(**context.config["blind"]),
     )
 
 
@@ -45,6 +46,7 @@ def distil(context: Context) -> None:
     """Train one student: checkpoint, dynamics, betas, snapshots, and the weighting beside the checkpoint."""
     from students import distil as distiller
     from students import models, teachers
+    from students.blind import Blind
     from students.options import DistilOptions
     from students.recipe import Variant, parse
 
@@ -59,7 +61,7 @@ def distil(context: Context) -> None:
         encoded = pack.encode(samples.samples, models.load(base).processor)
         teacher = context.place("teacher")
         said = teachers.TeacherSignal.load(
-            context.root / SIGNAL, teachers.signal_key(teacher, samples, teachers.Blind(**config["blind"]))
+            context.root / SIGNAL, teachers.signal_key(teacher, samples, Blind(**config["blind"]))
         )
         return distiller.Inputs(base, samples, encoded, said, teacher)
 
