@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -41,7 +42,8 @@ class Weighting(_base.Weighting):
         self.register_buffer("drawn", self._draw(0))
 
     def _draw(self, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 2**31 + step)
+        mixed = hashlib.sha256(f"{self.seed}/{step}".encode()).digest()[:4]  # torch's CPU generator reads 32 bits of a seed
+        generator = torch.Generator().manual_seed(int.from_bytes(mixed, "big"))
         return torch.randn(len(self.channels), generator=generator).softmax(0)
 
     def on_optimiser_step(self, step: int, losses: Mapping[str, Tensor]) -> None:  # noqa: ARG002 - random on purpose
