@@ -325,11 +325,11 @@ def _live(wanted: frozenset[str], recipe: Recipe, inputs: Inputs, device: str) -
     """Load the teacher where an energy reads more of it than its signal holds."""
     if not wanted:
         return None
-    if inputs.teacher is None:
+    if inputs.teacher is None or inputs.signal is None:
         raise UserError(
             f"recipe {recipe.name!r} reads {', '.join(sorted(wanted))} of the teacher; its checkpoint was not given"
         )
-    return taps.LiveTeacher(inputs.teacher, inputs.data, device)
+    return taps.LiveTeacher(inputs.teacher, inputs.data, device, inputs.signal.blind_teacher)
 
 
 def _check(recipe: Recipe, inputs: Inputs, adapter: LlavaAdapter, variant: Variant) -> int | None:

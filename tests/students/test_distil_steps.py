@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -196,6 +197,12 @@ def test_a_gate_can_read_every_feature(train, name):
     assert facts["feature_dim"] == {"student_prompt": 16, "teacher_prompt": 32, "teacher_vision": 32}.get(
         name, 4 if name == "scalars" else 2
     )
+
+
+def test_features_of_a_teacher_that_mixes_its_answers_are_refused(train, make_data, signal):
+    blind = make_data(blind=(0, 3))
+    with pytest.raises(UserError, match="take energies on logits"):
+        train("fd", data=blind, signal=replace(signal, blind_teacher="shuffled, 6 images, seed 0"))
 
 
 def test_the_planted_truth_is_refused_where_nothing_is_planted(train):
