@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from weighting_cases import ANCHORED, CHANNELS, NAMES, features, losses, make, stirred
+from torch.utils._python_dispatch import TorchDispatchMode
+from weighting_cases import ANCHORED, CHANNELS, NAMES, features, live, losses, make, stirred
 
 from harness.base import UserError
 from students import weightings
@@ -83,6 +84,26 @@ def test_a_weight_is_a_constant_to_the_student(name):
         out.total.backward()
         for c, value in table.items():
             torch.testing.assert_close(value.grad, out.weights[c] / 6)
+
+
+class NoReads(TorchDispatchMode):
+    """Fails where a value is read from a tensor (`.item()`, `if tensor`, boolean indexing), which waits for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_read_back_from_the_device(name):
+    weighting, table, h = make(name), losses(), features(name=name)
+    keep = torch.tensor([True, True, False, True, False, True])
+    with NoReads():
+        for _ in range(2):
+            weighting({c: v.requires_grad_() for c, v in table.items()}, features=h, mask={"fd": keep}).total.backward()
+            live(weighting, steps=20)
+        with pytest.raises(AssertionError, match="local_scalar"):
+            table["ce"][0].item()
 
 
 @pytest.mark.parametrize("name", NAMES)
