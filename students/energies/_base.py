@@ -12,9 +12,16 @@ from harness.base import UserError
 from students.batch import TokenBatch, wide
 
 
-def _number(name: str, value: float, fits: bool, allowed: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits:
-        raise UserError(f"{name} is {value!r}; allowed: a finite number {allowed}")
+def within(name: str, value: float, low: float, high: float, ends: str = "[]") -> float:
+    """Return an option that must be a finite number between ``low`` and ``high``; ``ends`` says which of them are allowed.
+
+    Raises:
+        UserError: naming the option, its value and what is allowed otherwise.
+    """
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    if not fits or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
+        span = f"in {ends[0]}{low:g}, {high:g}{ends[1]}" if high < math.inf else f"{'>=' if ends[0] == '[' else '>'} {low:g}"
+        raise UserError(f"{name} is {value!r}; allowed: a finite number" + (f" {span}" if low > -math.inf else ""))
     return float(value)
 
 
@@ -24,20 +31,7 @@ def positive(name: str, value: float) -> float:
     Raises:
         UserError: naming the option and its value otherwise.
     """
-    return _number(name, value, isinstance(value, int | float) and value > 0, "> 0")
-
-
-def within(name: str, value: float, low: float, high: float, closed: bool = True) -> float:
-    """Return an option that must lie in [low, high], or in (low, high) where ``closed`` is False.
-
-    Raises:
-        UserError: naming the option, its value and what is allowed otherwise.
-    """
-    number = isinstance(value, int | float)
-    if closed:
-        allowed = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-        return _number(name, value, number and low <= value <= high, allowed)
-    return _number(name, value, number and low < value < high, f"in ({low:g}, {high:g}), ends left out")
+    return within(name, value, 0, math.inf, "()")
 
 
 def flag(name: str, value: bool) -> bool:

@@ -25,7 +25,7 @@ class Energy(_base.LogitsEnergy):
 
     def __init__(self, mu: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__(temperature)
-        self.mu = _base.within("mu", mu, 0, 1, closed=False)
+        self.mu = _base.within("mu", mu, 0, 1, "()")
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:
         """[N, V] log-probabilities of teacher and student -> [N]."""

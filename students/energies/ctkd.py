@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.base import UserError
 from students.batch import TokenBatch, wide
 
 from . import _base, _kl
 
-#: Stands for -inf where a temperature is learned: the derivative of -inf / T would be NaN.
+#: Stands for -inf in the slope by T, where it is multiplied by a probability of 0.
 _BANNED = -1e30
 
 
@@ -37,7 +36,8 @@ class Energy(_base.Energy):
     One temperature for all tokens, in (t0, t0 + t1), learned adversarially: the gradient of theta is multiplied by -lambda, so
     that theta climbs where the student descends. lambda rises from 0 to 1 by half a cosine over the first ``share`` of the run
     (real optimiser steps) and stays. The student's own gradient is the plain one. The releases of Beta-KD and TAID keep lambda
-    positive, so that nothing is reversed there. Banned tokens as in ``fkl``. Keeps four [N, V] tensors for the backward pass.
+    positive, so that nothing is reversed there. Banned tokens as in ``fkl``. Keeps one [N, V] tensor for the backward pass,
+    makes eight on the way.
 
     Args:
         t0: lower end of T, > 0.
@@ -54,10 +54,8 @@ class Energy(_base.Energy):
     def __init__(self, t0: float = 1.0, t1: float = 20.0, theta: float = 1.0, share: float = 10 / 240) -> None:
         super().__init__()
         self.t0, self.t1 = _base.positive("t0", t0), _base.positive("t1", t1)
-        if isinstance(theta, bool) or not isinstance(theta, int | float) or not math.isfinite(theta):
-            raise UserError(f"theta is {theta!r}; allowed: a finite number")
-        self.share = _base.within("share", _base.positive("share", share), 0, 1)
-        self.theta = nn.Parameter(torch.tensor(float(theta)))
+        self.share = _base.within("share", share, 0, 1, "(]")
+        self.theta = nn.Parameter(torch.tensor(_base.within("theta", theta, -math.inf, math.inf)))
         self.register_buffer("strength", torch.tensor(0.0))
 
     @property
@@ -69,15 +67,23 @@ class Energy(_base.Energy):
         """Return [N], unreduced, at least float32."""
         with torch.autocast(batch.student_logits.device.type, enabled=False):
             theta: Tensor = _Reverse.apply(wide(self.theta), self.strength)  # type: ignore[no-untyped-call]
-            temperature = self.t0 + self.t1 * theta.sigmoid()
-            teacher, student = (
-                (z.clamp(min=_BANNED) / temperature).log_softmax(-1)
-                for z in (wide(batch.teacher_logits.detach()), wide(batch.student_logits))
-            )
-            found = _kl.kl(teacher, student)
-            self.logs = {"floored": found.floored}
-            values = _kl.attach(found.values, (teacher, found.a * found.gap), (student, found.b - found.a))
-            return values * temperature**2
+            temperature, student = self.t0 + self.t1 * theta.sigmoid(), wide(batch.student_logits)
+            values, by_student, by_temperature = self._compare(wide(batch.teacher_logits), student, temperature)
+            each = temperature.to(student.dtype).expand(len(values), 1)
+            return _kl.attach(values, (student, by_student), (each, by_temperature)) * each[:, 0] ** 2
+
+    @torch.no_grad()
+    def _compare(self, teacher: Tensor, student: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """KL at T [N], its slopes by the student's logits [N, V] and by T [N, 1]."""
+        log_q = (student / temperature).log_softmax(-1)
+        found = _kl.kl((teacher / temperature).log_softmax(-1), log_q)
+        self.logs = {"floored": found.floored}
+        teacher, student = teacher.clamp(min=_BANNED), student.clamp(min=_BANNED)
+        slope = found.b - found.a
+        # d log p_k / d(1 / T) = z_k - <p, z>, and so for q; where q is floored it is a constant
+        by_q = slope.masked_fill(log_q < _kl.LOG_FLOOR, 0.0) * (student - (found.b * student).sum(-1, keepdim=True))
+        by_p = (found.a * found.gap).mul_(teacher - (found.a * teacher).sum(-1, keepdim=True))
+        return found.values, slope.div_(temperature), -(by_q + by_p).sum(-1, keepdim=True) / temperature**2
 
     def on_optimiser_step(self, step: int, total: int) -> None:
         """Set lambda for the next step: ``step`` of ``total`` are done."""

@@ -22,7 +22,7 @@ class Energy(_base.Energy):
     from logits without y, so that p_y -> 1 loses nothing. Where y is all that the teacher allows there are no other tokens to
     compare: NCKD is 0 (counted in ``logs["alone"]``). Where only the student bans a token, as in ``fkl``.
 
-    Keeps four [N, V] tensors for the backward pass and two boolean masks on the way.
+    Keeps three [N, V] tensors for the backward pass.
 
     Args:
         alpha: weight of TCKD, >= 0.

@@ -15,7 +15,7 @@ class Energy(_base.LogitsEnergy):
     In nats, [0, T^2 H(b)] with H the binary entropy (ln 2 at b = .5). Symmetric at b = .5 only; swapping p and q equals b ->
     1 - b. Divided by b it tends to FKL for b -> 0, divided by 1 - b to RKL for b -> 1; the ends are refused, since the
     divergence itself is 0 there (TRL's code switches to FKL and RKL, and so jumps). The default is Beta-KD's and TAID's;
-    DistiLLM's lam = .9 is the same. Keeps two [N, V] tensors for the backward pass, makes six more on the way.
+    DistiLLM's lam = .9 is the same. Keeps two [N, V] tensors for the backward pass.
 
     Args:
         b: weight of the teacher, in (0, 1).
@@ -24,7 +24,7 @@ class Energy(_base.LogitsEnergy):
 
     def __init__(self, b: float = 0.1, temperature: float = 1.0) -> None:
         super().__init__(temperature)
-        self.b = _base.within("b", b, 0, 1, closed=False)
+        self.b = _base.within("b", b, 0, 1, "()")
         self.symmetric = self.b == 0.5
         self.bounded(-self.b * math.log(self.b) - (1 - self.b) * math.log1p(-self.b))
 

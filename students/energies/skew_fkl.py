@@ -13,7 +13,7 @@ class Energy(_base.LogitsEnergy):
     """SKL: T^2 KL(p || m), m = alpha p + (1 - alpha) q, p the teacher, q the student (DistiLLM, METHOD 2.1).
 
     In nats, [0, -T^2 log alpha]. alpha -> 0 is FKL, alpha -> 1 is 0. Nothing is ever floored. The released Beta-KD code leaves
-    out the teacher's entropy here too. Keeps two [N, V] tensors for the backward pass, makes five more on the way.
+    out the teacher's entropy here too. Keeps two [N, V] tensors for the backward pass.
 
     Args:
         alpha: share of the teacher in the mixture, in (0, 1).
@@ -22,7 +22,7 @@ class Energy(_base.LogitsEnergy):
 
     def __init__(self, alpha: float = 0.1, temperature: float = 1.0) -> None:
         super().__init__(temperature)
-        self.alpha = _base.within("alpha", alpha, 0, 1, closed=False)
+        self.alpha = _base.within("alpha", alpha, 0, 1, "()")
         self.bounded(-math.log(self.alpha))
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:

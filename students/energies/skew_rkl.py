@@ -13,7 +13,7 @@ class Energy(_base.LogitsEnergy):
     """SRKL: T^2 KL(q || m), m = (1 - alpha) p + alpha q, p the teacher, q the student (DistiLLM, METHOD 2.1).
 
     In nats, [0, -T^2 log alpha]. alpha -> 0 is RKL, alpha -> 1 is 0. Nothing is ever floored. Keeps two [N, V] tensors for the
-    backward pass, makes five more on the way.
+    backward pass.
 
     Args:
         alpha: share of the student in the mixture, in (0, 1).
@@ -22,7 +22,7 @@ class Energy(_base.LogitsEnergy):
 
     def __init__(self, alpha: float = 0.1, temperature: float = 1.0) -> None:
         super().__init__(temperature)
-        self.alpha = _base.within("alpha", alpha, 0, 1, closed=False)
+        self.alpha = _base.within("alpha", alpha, 0, 1, "()")
         self.bounded(-math.log(self.alpha))
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:

@@ -65,12 +65,15 @@ class Energy(_base.Energy):
             z = wide(batch.student_logits)
             student = z.log_softmax(-1)
             with torch.no_grad():
-                found = _kl.kl(self.target(wide(batch.teacher_logits), z), student)
+                teacher = wide(batch.teacher_logits)
+                found = _kl.kl(self.target(teacher, z), student)
                 self.logs = {"floored": found.floored}
+                # a teacher that bans every token is broken, and must not be hidden by the student's part of p_t
+                values = found.values.masked_fill(teacher.amax(-1) == -torch.inf, torch.nan)
                 if self.training:
-                    self.loss_sum += found.values.sum(dtype=torch.float64)
-                    self.loss_count += len(found.values)
-            return _kl.attach(found.values, (student, found.b - found.a))
+                    self.loss_sum += values.sum(dtype=torch.float64)
+                    self.loss_count += len(values)
+            return _kl.attach(values, (student, found.b - found.a))
 
     @torch.no_grad()
     def target(self, teacher: Tensor, student: Tensor) -> Tensor:
