@@ -88,6 +88,14 @@ def test_the_released_instance_level_depends_on_the_micro_batch():
     torch.testing.assert_close(parts, single[0])
 
 
+def test_the_released_mean_weight_is_that_of_the_samples_that_have_the_channel():
+    weighting, h = stirred("released_instance"), features()
+    keep = torch.tensor([True, True, False, True, False, True])
+    masked = weighting(losses(), features=h, mask={"fd": keep}).weights["fd"]
+    alone = weighting(losses(4), features=h[keep]).weights["fd"]
+    torch.testing.assert_close(masked[keep], alone)
+
+
 @pytest.mark.parametrize(("name", "options"), [*ADDITIVE, *FROZEN_CASES, ("released_instance", {})])
 def test_a_masked_loss_is_as_if_absent(name, options):
     table, h, weighting = losses(), features(name=name), stirred(name, **options)

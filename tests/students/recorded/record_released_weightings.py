@@ -65,7 +65,9 @@ def main():
         "script": Path(__file__).name,
         "torch": torch.__version__,
     }
-    Path(__file__).with_name("released_weightings.json").write_text(json.dumps(facts | rows).replace("}, {", "},\n {") + "\n", encoding="utf-8")
+    Path(__file__).with_name("released_weightings.json").write_text(
+        json.dumps(facts | rows).replace("}, {", "},\n {") + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":
