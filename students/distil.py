@@ -208,11 +208,11 @@ class _Training:
         if self.weighting_optimiser is not None:
             self.weighting_optimiser.step()
             self.weighting_optimiser.zero_grad(set_to_none=True)
-        self.losses.on_optimiser_step(number, self.options.steps)
         if "losses" in needs:
             self.weighting.on_optimiser_step(number, _joined([part.losses for part in parts]))
         if "second_forward" in needs:
             self.weighting.after_step(self._evaluate(members))
+        self.losses.on_optimiser_step(number, self.options.steps)  # last, so that before and after are the same losses
         self._record(number, parts, outs, norm, lr, started)
 
     def _forward(self, number: int, rows: list[list[int]]) -> _Part:
