@@ -47,7 +47,7 @@ def kl(log_a: Tensor, log_b: Tensor) -> Divergence:
     # in place throughout: at a vocabulary of 32000, new memory costs more time than the arithmetic
     gap = log_b.clamp(min=LOG_FLOOR).neg_().add_(log_a).masked_fill_(absent, -1.0)  # any number < -.5: a * gap + b - a = b
     near = gap.clamp(min=-0.5)  # e^-gap would overflow below, and nothing cancels there
-    close = near.neg().expm1_().add_(near).clamp_(min=0.0).mul_(a)
+    close = near.neg().expm1_().add_(near).clamp_(min=0.0).mul_(a)  # the clamp is for devices whose expm1 is an ulp low
     far = torch.mul(a, gap, out=near).add_(b).sub_(a)
     return Divergence(torch.where(gap < -0.5, far, close).sum(-1), a, b, gap, floored)
 

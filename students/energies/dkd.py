@@ -55,8 +55,8 @@ class Energy(_base.Energy):
             alone = teacher[2]
             self.logs = {"floored": pair.floored + others.floored, "alone": alone.sum()}
             target = _kl.attach(pair.values, (student[0], pair.b - pair.a))
-            slope = (others.b - others.a).masked_fill_(alone[:, None], 0.0)
-            return target, _kl.attach(others.values.masked_fill(alone, 0.0), (student[1], slope))
+            # where the teacher is alone the slope is b, which the softmax turns into a gradient of 0
+            return target, _kl.attach(others.values.masked_fill(alone, 0.0), (student[1], others.b - others.a))
 
     def _split(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, V] logits -> log(p_y, 1 - p_y) [N, 2], log-probabilities of the others [N, V], -inf at y, and [N] no others."""

@@ -168,6 +168,15 @@ def test_a_token_only_the_student_bans_is_floored_and_counted(name, cost):
     assert energy.logs["floored"].item() == 0
 
 
+@pytest.mark.parametrize("name", ["mse_logits", "cosine_logits"])
+def test_a_floored_logit_is_a_constant(name):
+    student, teacher = random_pair(n=2)
+    student[0, 4] = -math.inf
+    grad = gradient(energies.build(name), student, teacher)
+    assert grad[0, 4] == 0
+    assert (grad != 0).sum() == 21
+
+
 def test_a_token_only_the_teacher_bans_costs_the_reverse_divergences():
     student, teacher = random_pair(n=2)
     teacher[0, 4] = -math.inf
@@ -331,4 +340,9 @@ def test_a_new_file_is_a_new_energy(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "ROOT", tmp_path)
     monkeypatch.setattr(energies, "__path__", [str(tmp_path / "energies")])
     assert recipe.parse("ce+squared").name == "ce+squared@fixed"
-    assert energies.build("squared")(tokens(Q.log(), P.log())).item() == pytest.approx(0.06, abs=1e-6)
+    teacher, student = P.log().requires_grad_(), Q.log().requires_grad_()
+    value = energies.build("squared")(tokens(student, teacher))
+    assert value.item() == pytest.approx(0.06, abs=1e-6)
+    value.backward()
+    assert student.grad is not None
+    assert teacher.grad is None  # whatever the file does, the base keeps the teacher out

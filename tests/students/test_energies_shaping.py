@@ -62,6 +62,7 @@ def test_dkd_where_no_other_token_is_allowed():
     assert energy.logs["floored"] == 3  # 1 - q_y and two tokens
     for sides in ((student, alone), (alone, student), (alone, alone)):
         assert gradient(energy, *sides).isfinite().all()
+    torch.testing.assert_close(gradient(energy, student, alone), gradient(energies.build("fkl"), student, alone))
 
 
 def test_dkd_reads_the_label():

@@ -241,6 +241,8 @@ def test_adaptive_kl_weights_of_the_example():
     assert energy.head(*wide).item() == pytest.approx(0.2 / 0.5)  # .3 and .25 make .55: the second is out
     assert energies.build("adaptive_kl", mu=0.6).head(*wide).item() == pytest.approx(0.25 / 0.5)
     assert energy.head(P, P).item() == 0.5
+    exact = torch.tensor([[0.5, 0.25, 0.125, 0.125]]), torch.tensor([[0.25, 0.375, 0.25, 0.125]])
+    assert energies.build("adaptive_kl", mu=0.75).head(*exact).item() == pytest.approx(0.75)  # the mass may be mu itself
 
 
 def test_adaptive_kl_does_not_depend_on_the_order_of_equal_tokens():
