@@ -13,22 +13,34 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", re.DOTALL)
 
 USE = {
-    "students/energies/tvd.py": """
+    "students/energies/hellinger.py": """
 import torch
 from students import energies, recipe
 from students.batch import TokenBatch
-p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
-value = energies.build("tvd")(TokenBatch(q.log(), p.log(), torch.tensor([0]), torch.tensor([0])))
-assert abs(float(value) - 0.2) < 1e-6, value
-assert recipe.parse("ce+tvd@task").energies == ("tvd",)
+p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]], requires_grad=True)
+energy = energies.build("hellinger")
+value = energy(TokenBatch(q.log(), p.log(), torch.tensor([0]), torch.tensor([0])))
+assert abs(value.item() - (1 - (0.35**0.5 + 0.06**0.5 + 0.02**0.5))) < 1e-6, value
+assert torch.autograd.grad(value.sum(), q)[0].abs().max() > 0
+assert energy(TokenBatch(p.log(), p.log(), torch.tensor([0]), torch.tensor([0]))).item() == 0
+assert energy.bounds == (0.0, 1.0) and energy.zero_at_match and energy.symmetric
+assert recipe.parse("ce+hellinger@task").energies == ("hellinger",)
 """,
-    "students/weightings/analytic.py": """
+    "students/weightings/convex.py": """
 import torch
 from students import recipe, weightings
-out = weightings.build("analytic", channels=("ce", "kd"))({"ce": torch.tensor([1.0, 2.0]), "kd": torch.tensor([0.25, 0.001])})
-assert out.weights["kd"].tolist() == [2.0, 25.0], out
-assert out.weights["ce"].tolist() == [1.0, 1.0]
-recipe.parse("ce+fkl@analytic")
+from harness.base import UserError
+losses = {"ce": torch.tensor([1.0, 2.0]), "kd": torch.tensor([0.25, 0.5])}
+out = weightings.build("convex", channels=("ce", "kd"), teacher=0.75)(losses)
+assert out.weights["kd"].tolist() == [0.75, 0.75] and out.weights["ce"].tolist() == [0.25, 0.25], out
+assert abs(float(out.total) - (0.25 * 1.5 + 0.75 * 0.375)) < 1e-6, out
+recipe.parse("ce+fkl@convex")
+try:
+    weightings.build("convex", channels=("ce", "kd"), teacher=-1)
+except UserError as error:
+    assert "teacher is -1" in str(error), error
+else:
+    raise AssertionError("a negative share was accepted")
 """,
     "tasks/protocols/gqa@dev.yaml": """
 import tasks
