@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from reports.frames import Missing, family, weighting
-from reports.measures import Estimates, measure
-from reports.statistics import Difference
+from reports.comparisons import weightings
+from reports.frames import Missing
+from reports.measures import Estimates
+from reports.planted_summary import planted_summary
+from reports.sentences import Conclusion, compared, count, listed
+from reports.statistics import Interval
 from reports.tables import seeds_note
-from reports.trust import trusts
+from reports.trust import Trust, complementary, trusts
 from tasks.catalogue import Protocol
 
-Verdict = Literal["resolved", "unresolved", "caveat"]
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """One sentence or two; names of students stand between backticks, which each format turns into its own code style."""
-
-    verdict: Verdict
-    text: str
-
-
-@dataclass(frozen=True)
-class _Pair:
-    a: str
-    b: str
-    protocol: Protocol | None
-    result: Difference
+#: More students with per-sample weights than this are told together.
+_FEW = 2
 
 
 def conclusions(estimates: Estimates) -> list[Conclusion]:
     """Return the sentences of the summary, the main question first.
 
-    The main question: do fixed, task and instance weighting differ? Then: does a learned weight beat the fixed ones that
-    were tried, does distillation beat plain training, does anything beat guessing, does the weight know whom to trust.
+    The main question: do fixed (or manual), task and instance weighting differ? Before it, where faults were planted: how
+    much of the way to the oracle does each weighting go, and are its weights smaller where the teacher is blind? Then: does
+    a learned weight beat the fixed ones that were tried, does distillation beat plain training, does anything beat
+    guessing, does the weight know whom to trust.
     """
     run = estimates.run
     out: list[Conclusion] = []
@@ -51,155 +39,57 @@ def conclusions(estimates: Estimates) -> list[Conclusion]:
     absent = [s for s in run.manifest.students if s not in run.kinds]
     if absent:
         out.append(Conclusion("caveat", f"Not scored in this run: {', '.join(f'`{s}`' for s in absent)}."))
-    compared = 0
-    for members in dict.fromkeys(family(s) for s in students if family(s)):
-        found, n = _weightings(members, students, estimates)
-        out.extend(found)
-        compared += n
-    found, n = _against_ce(students, estimates)
-    out.extend(found)
-    compared += n
+    made = 0
+    for part in (planted_summary(estimates), weightings(students, estimates), _against_ce(students, estimates)):
+        out.extend(part[0])
+        made += part[1]
     out.extend(_floor(students, estimates))
     out.extend(_trust(estimates))
     out.append(Conclusion("caveat", seeds_note(run)))
-    if compared:
-        chance = (1.0 - estimates.level) * compared
+    if made:
+        chance = (1.0 - estimates.level) * made
         out.append(
             Conclusion(
                 "caveat",
-                f"{compared} paired comparisons were made for this summary, without correction for their number: "
+                f"{made} paired comparisons were made for this summary, without correction for their number: "
                 f"were no student different from another, about {chance:.2g} of them would still look resolved.",
             )
         )
     return out
 
 
-# ---- pairs -----------------------------------------------------------------------------------------------------------------
-
-
-def _pairs(pairs: Sequence[tuple[str, str]], name: str, estimates: Estimates) -> list[_Pair]:
-    """Every pair on every protocol (scores) or on their mean (diagnostics), as far as the run holds both."""
-    where: Sequence[Protocol | None] = estimates.run.protocols if name == "score" else (None,)
-    return [
-        _Pair(a, b, p, estimates.difference(a, b, name, p))
-        for p in where
-        for a, b in pairs
-        if estimates.has(a, name, p) and estimates.has(b, name, p)
-    ]
-
-
-def _amount(pair: _Pair, name: str) -> str:
-    m, d = measure(name), pair.result
-    unit = " points" if pair.protocol is None or pair.protocol.unit == "points" else " percentage points"
-    unit = f" {m.unit}" if name != "score" else unit
-    numbers = [f"{m.scale * x:+.{m.decimals}f}".replace("-", "−") for x in (d.value, d.low, d.high)]
-    return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
-
-
-def _places(pairs: Sequence[_Pair]) -> str:
-    return "; ".join(f"{p.protocol.title}: {_amount(p, 'score')}" for p in pairs if p.protocol)
-
-
-def _weightings(members: tuple[str, ...], students: Sequence[str], estimates: Estimates) -> tuple[list[Conclusion], int]:
-    """Fixed, task, instance (and whatever else is learned) of one energy, and the controls with other fixed weights."""
-    own = [s for s in students if family(s) == members and s.startswith("ce+") and weighting(s)]
-    plain = [s for s in own if weighting(s) == "fixed"]
-    learned = [s for s in own if not weighting(s).startswith("fixed")]
-    controls = [s for s in own if weighting(s).startswith("fixed@")]
-    if not learned or not plain:
-        return [], 0
-    pairs = [(a, b) for k, a in enumerate(learned) for b in [*plain, *learned[:k]]]
-    label = f"`{'+'.join(members)}`"
-    out: list[Conclusion] = []
-    scored = _pairs(pairs, "score", estimates)
-    names = ", ".join(weighting(s) for s in plain + learned[:-1]) + f" and {weighting(learned[-1])}"
-    if scored:
-        out.append(_on_scores(label, names, scored))
-    likely = _pairs(pairs, "nll", estimates)
-    if likely:
-        out.append(_on_likelihood(label, names, likely))
-    tried = _pairs([(a, b) for a in learned for b in controls], "nll", estimates)
-    if tried:
-        out.append(_on_controls(label, tried, learned, controls))
-    return out, len(scored) + len(likely) + len(tried)
-
-
-def _on_scores(label: str, names: str, pairs: Sequence[_Pair]) -> Conclusion:
-    apart = [p for p in pairs if p.result.resolved]
-    n = len({p.protocol.name for p in pairs if p.protocol})
-    if not apart:
-        return Conclusion(
-            "unresolved",
-            f"{label}: {names} weighting are not resolved from each other on any of {_count(n, 'benchmark')} "
-            f"({_count(len(pairs), 'paired comparison')}).",
-        )
-    said = []
-    for a, b in dict.fromkeys((p.a, p.b) for p in apart):
-        for word, sign in (("above", 1), ("below", -1)):
-            here = [p for p in apart if (p.a, p.b) == (a, b) and sign * p.result.value > 0]
-            if here:
-                said.append(f"`{a}` is {word} `{b}` on {_places(here)}")
-    rest = len(pairs) - len(apart)
-    tail = f" The other {rest} of {len(pairs)} comparisons between {names} weighting are not resolved." if rest else ""
-    return Conclusion("resolved", f"{label}: {', and '.join(said)}.{tail}")
-
-
-def _on_likelihood(label: str, names: str, pairs: Sequence[_Pair]) -> Conclusion:
-    apart = [p for p in pairs if p.result.resolved]
-    if not apart:
-        return Conclusion("unresolved", f"{label}: nor are {names} resolved on test NLL, averaged over the benchmarks.")
-    said = [f"`{p.a}` {'below' if p.result.value < 0 else 'above'} `{p.b}`, {_amount(p, 'nll')}" for p in apart]
-    rest = len(pairs) - len(apart)
-    tail = f"; {rest} of {len(pairs)} pairs are not resolved" if rest else ""
-    return Conclusion("resolved", f"{label}, test NLL averaged over the benchmarks (lower is better): {'; '.join(said)}{tail}.")
-
-
-def _on_controls(label: str, pairs: Sequence[_Pair], learned: Sequence[str], controls: Sequence[str]) -> Conclusion:
-    """The control that matters: is the learned weight better, or only larger?"""
-    fixed = ", ".join(f"`{c}`" for c in controls)
-    better = [a for a in learned if all(p.result.resolved and p.result.value < 0 for p in pairs if p.a == a)]
-    worse = [p for p in pairs if p.result.resolved and p.result.value > 0]
-    if better:
-        said = ", ".join(f"`{a}`" for a in better)
-        return Conclusion("resolved", f"{label}: {said} has a lower test NLL than every other fixed weight tried ({fixed}).")
-    text = f"{label}: no learned weighting is resolved better in test NLL than every other fixed weight tried ({fixed})"
-    if worse:
-        text += "; " + ", ".join(f"`{p.b}` is better than `{p.a}` by {_amount(p, 'nll')}" for p in worse)
-    return Conclusion("resolved" if worse else "unresolved", text + ".")
+# ---- distillation, floors, trust --------------------------------------------------------------------------------------------
 
 
 def _against_ce(students: Sequence[str], estimates: Estimates) -> tuple[list[Conclusion], int]:
     others = [s for s in students if s != "ce"]
     if "ce" not in students or not others:
         return [], 0
-    pairs = _pairs([(s, "ce") for s in others], "score", estimates)
+    pairs = compared([(s, "ce") for s in others], "score", estimates)
     above = [p for p in pairs if p.result.resolved and p.result.value > 0]
     below = [p for p in pairs if p.result.resolved and p.result.value < 0]
     out = []
     if pairs:
         n = len({p.protocol.name for p in pairs if p.protocol})
         text = (
-            f"Distillation against `ce` alone: of {_count(len(pairs), 'comparison')} "
-            f"({_count(len(others), 'student')}, {_count(n, 'benchmark')}) "
+            f"Distillation against `ce` alone: of {count(len(pairs), 'comparison')} "
+            f"({count(len(others), 'student')}, {count(n, 'benchmark')}) "
             f"{len(above)} are resolved above, {len(below)} below and {len(pairs) - len(above) - len(below)} not."
         )
         out.append(Conclusion("resolved" if above or below else "unresolved", text))
-    likely = _pairs([(s, "ce") for s in others], "nll", estimates)
+    likely = compared([(s, "ce") for s in others], "nll", estimates)
     if likely:
         lower = [p for p in likely if p.result.resolved and p.result.value < 0]
         higher = [p for p in likely if p.result.resolved and p.result.value > 0]
-        asked = _count(len(likely), "distilled student")
+        asked = count(len(likely), "distilled student")
         text = f"Test NLL, mean over benchmarks: {len(lower)} of {asked} resolved below `ce`"
         text += (f", {len(higher)} above" if higher else "") + "."
+        if not any("+" in s for s in others):  # each energy alone: which ones is the question
+            for word, here in (("below", lower), ("above", higher)):
+                best = sorted(here, key=lambda p: p.result.value)
+                text += f" Resolved {word}, lowest first: {listed([p.a for p in best], most=20)}." if here else ""
         out.append(Conclusion("resolved" if lower or higher else "unresolved", text))
     return out, len(pairs) + len(likely)
-
-
-# ---- floors and trust ------------------------------------------------------------------------------------------------------
 
 
 def _floor(students: Sequence[str], estimates: Estimates) -> list[Conclusion]:
@@ -210,7 +100,7 @@ def _floor(students: Sequence[str], estimates: Estimates) -> list[Conclusion]:
         if not scored:
             continue
         fails = [p.title for p in scored if not _clears(student, p, estimates)]
-        cleared = f"{len(scored) - len(fails)} of {_count(len(scored), 'benchmark')}"
+        cleared = f"{len(scored) - len(fails)} of {count(len(scored), 'benchmark')}"
         text = f"`{student}` lies above random guessing and the best constant answer on {cleared}"
         text += f"; not resolved on {', '.join(fails)}." if fails and len(fails) < len(scored) else ", by its interval."
         out.append(Conclusion("unresolved" if fails else "resolved", text))
@@ -229,19 +119,52 @@ def _trust(estimates: Estimates) -> list[Conclusion]:
         found = trusts(estimates)
     except Missing:
         return []  # the figure's place says what is missing
+    apart = complementary(estimates.run)  # wrong labels only where the teacher is right: their weights would speak of that
+    results = [
+        (trust, what, result)
+        for trust in found
+        for what, result in (("whose teacher is wrong", trust.wrong), ("with a noisy label", None if apart else trust.noisy))
+        if result is not None and result.low is not None and result.high is not None
+    ]
+    if len(results) > 2 * _FEW:
+        return _trust_at_large(results)
+    return [_trust_of(trust, what, result) for trust, what, result in results]
+
+
+def _trust_of(trust: Trust, what: str, result: Interval) -> Conclusion:
+    numbers = f"{result.value:.2f} [{result.low:.2f}, {result.high:.2f}]"
+    lead = f"`{trust.student}`, late in training: a sample {what} has"
+    kind = _kind(result)
+    if kind == "smaller":
+        return Conclusion("resolved", f"{lead} the smaller weight than another with probability {numbers}.")
+    if kind == "larger" and result.low is not None and result.high is not None:
+        mirrored = f"{1 - result.value:.2f} [{1 - result.high:.2f}, {1 - result.low:.2f}]"
+        return Conclusion("resolved", f"{lead} the larger weight than another with probability {mirrored}.")
+    text = f"{lead} no resolved tendency to a smaller or larger weight (P = {numbers}, 0.5 is none)."
+    return Conclusion("unresolved", text)
+
+
+def _kind(result: Interval) -> str:
+    if result.low is not None and result.low > 0.5:
+        return "smaller"
+    return "larger" if result.high is not None and result.high < 0.5 else "neither"
+
+
+def _trust_at_large(results: Sequence[tuple[Trust, str, Interval]]) -> list[Conclusion]:
+    """One sentence per question where there are many students."""
     out = []
-    for trust in found:
-        for what, result in (("whose teacher is wrong", trust.wrong), ("with a noisy label", trust.noisy)):
-            if result is None or result.low is None or result.high is None:
-                continue
-            numbers = f"{result.value:.2f} [{result.low:.2f}, {result.high:.2f}]"
-            lead = f"`{trust.student}`, late in training: a sample {what} has"
-            if result.low > 0.5:
-                out.append(Conclusion("resolved", f"{lead} the smaller weight than another with probability {numbers}."))
-            elif result.high < 0.5:
-                mirrored = f"{1 - result.value:.2f} [{1 - result.high:.2f}, {1 - result.low:.2f}]"
-                out.append(Conclusion("resolved", f"{lead} the larger weight than another with probability {mirrored}."))
-            else:
-                text = f"{lead} no resolved tendency to a smaller or larger weight (P = {numbers}, 0.5 is none)."
-                out.append(Conclusion("unresolved", text))
+    for asked in dict.fromkeys(what for _, what, _ in results):
+        here = [(trust, result) for trust, what, result in results if what == asked]
+        parts = []
+        for kind in ("smaller", "larger", "neither"):
+            own = [(t, r) for t, r in here if _kind(r) == kind]
+            if own:
+                low, high = min(r.value for _, r in own), max(r.value for _, r in own)
+                word = "no resolved tendency" if kind == "neither" else f"the {kind} weight"
+                span = f"{low:.2f} to {high:.2f}" if len(own) > 1 else f"{low:.2f}"
+                parts.append(f"{word} with {len(own)} ({listed([t.student for t, _ in own], 3)}; P {span})")
+        lead = f"Late in training, a sample {asked} has, of {count(len(here), 'per-sample weighting')},"
+        apart = any(_kind(r) != "neither" for _, r in here)
+        end = "; P is the probability of the smaller weight, 0.5 is none."
+        out.append(Conclusion("resolved" if apart else "unresolved", f"{lead} {', '.join(parts)}{end}"))
     return out

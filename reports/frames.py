@@ -205,6 +205,8 @@ class Run:
     def betas(self) -> pd.DataFrame:
         """All ``betas.parquet`` of students whose weights come out of the training, with columns student and seed."""
         parts = [self.betas_of(student) for student in self.manifest.students if adapts(student)]
+        if not parts:
+            raise Irrelevant("No student of this run learns its weighting.")
         parts = [p for p in parts if len(p)]
         if not parts:
             raise Missing("The run holds no betas.parquet of a student with a learned weighting.")
@@ -216,6 +218,15 @@ class Run:
         Raises:
             UserError: for a weight that is negative or not finite. Zero is a weight: an oracle's, or an underflow.
         """
+        if student not in self._betas:
+            self._betas[student] = self._read_betas(student)
+        return self._betas[student]
+
+    @functools.cached_property
+    def _betas(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    def _read_betas(self, student: str) -> pd.DataFrame:
         parts = []
         for seed, folder in self.seed_folders(student):
             path = folder / "betas.parquet"
@@ -231,6 +242,18 @@ class Run:
             parts.append(frame)
         empty = pd.DataFrame(columns=[*BETAS, "student", "seed"])
         return pd.concat(parts, ignore_index=True) if parts else empty
+
+    @functools.cached_property
+    def diagnosed_by_student(self) -> dict[str, pd.DataFrame]:
+        """:attr:`diagnosed`, split."""
+        return {str(s): part for s, part in self.diagnosed.groupby("student", sort=False)}
+
+    @functools.cached_property
+    def scores_by_student(self) -> dict[str, pd.DataFrame]:
+        """``scores.parquet``, split by student; :class:`Missing` where there is none."""
+        if self.scores is None:
+            raise Missing("The run holds no scores.parquet yet.")
+        return {str(s): part for s, part in self.scores.groupby("student", sort=False)}
 
     @functools.cached_property
     def training(self) -> pd.DataFrame:

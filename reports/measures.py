@@ -115,12 +115,10 @@ class Estimates:
 
     def _per_question(self, student: str, name: str) -> tuple[pd.DataFrame, str]:
         """A student's rows on every protocol, and the column that the measure averages."""
-        if name == "accuracy":
-            if self.run.scores is None:
-                raise Missing("The run holds no scores.parquet yet.")
-            return self.run.scores[self.run.scores["student"] == student], "score"
-        rows = self.run.diagnosed
-        return rows[rows["student"] == student], _POOLED.get(name, name)
+        by_student = self.run.scores_by_student if name == "accuracy" else self.run.diagnosed_by_student
+        if student not in by_student:
+            raise Missing(f"{student} has no {'scores' if name == 'accuracy' else 'diagnostics'}.")
+        return by_student[student], "score" if name == "accuracy" else _POOLED.get(name, name)
 
     def has(self, student: str, name: str, protocol: Protocol | None) -> bool:
         """Whether the run holds what the number needs."""

@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from reports.conclusions import Conclusion
 from reports.frames import Run
+from reports.sentences import Conclusion
 from reports.tables import DASH, Cell, Column, Row, Table
 
 TEMPLATES = Path(__file__).parent / "templates"

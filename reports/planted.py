@@ -72,7 +72,7 @@ class Weights:
         blindness: Spearman's rank correlation of beta with blindness.
         noise: the same with label noise, over samples with a healthy teacher; both None where nothing varies.
         tells_blind: probability, by benchmark and in ``all``, that a blind sample has the smaller weight than a healthy one.
-        tells_noise: the same of noisy labels under a healthy teacher.
+        tells_noise: probability that a noisy sample has the larger weight, under a healthy teacher: trust moves to it.
         weighs_ce: cross-entropy has a weight of its own, so that beta is no ratio.
     """
 
@@ -104,7 +104,8 @@ class Planted:
 
     Attributes:
         entries: in the run's order; gaps: by measure and oracle.
-        counts: samples with an image that students were weighted on, by kind: blind, healthy, noisy (of the healthy).
+        counts: samples with an image that students were weighted on late in training, by kind: blind, healthy, noisy (of
+            the healthy).
         entropy_blind, entropy_noise: probability, by benchmark and in ``all``, that a blind (a noisy) sample has the larger
             teacher entropy: its AUC as a detector.
         benchmarks: of the training data, in its order.
@@ -152,14 +153,16 @@ def _planted(estimates: Estimates) -> Planted:
     found = {student: run.betas_of(student) for student in students}
     gaps = _gaps(students, estimates)
     entries = [Entry(s, _shares(s, gaps, estimates), tuple(_weights(s, found[s], truth, estimates))) for s in students]
-    benchmarks = tuple(str(b) for b in truth["benchmark"].unique())
+    own = [p.benchmark for p in run.protocols]
+    benchmarks = tuple(sorted(map(str, truth["benchmark"].unique()), key=lambda b: (own.index(b) if b in own else len(own), b)))
     seen = _seen(found, truth, run)
-    blind, noisy = (seen[flag].to_numpy(dtype=bool) for flag in ("blind", "noisy"))
+    healthy = seen[~seen["blind"].to_numpy(dtype=bool)]
+    counted = _seen({s: late(f) for s, f in found.items() if len(f)}, truth, run)
+    blind, noisy = (counted[flag].to_numpy(dtype=bool) for flag in ("blind", "noisy"))
     counts = {"blind": int(blind.sum()), "healthy": int((~blind).sum()), "noisy": int((noisy & ~blind).sum())}
-    entropy = seen.assign(value=seen["teacher_entropy"].astype(np.float64))
     return Planted(
-        tuple(entries), gaps, counts, _tells([entropy], "blind", benchmarks, True, estimates),
-        _tells([entropy[~blind]], "noisy", benchmarks, True, estimates), benchmarks,
+        tuple(entries), gaps, counts, _tells([seen], "blind", benchmarks, True, estimates),
+        _tells([healthy], "noisy", benchmarks, True, estimates), benchmarks,
     )  # fmt: skip
 
 
@@ -183,7 +186,7 @@ def _gaps(students: Sequence[str], estimates: Estimates) -> tuple[Gap, ...]:
 
 
 def _shares(student: str, gaps: Sequence[Gap], estimates: Estimates) -> dict[str, Share]:
-    out = {}
+    out: dict[str, Share] = {}
     for gap in gaps:
         if oracle_of(student, [gap.oracle]) is None or not estimates.has(student, gap.measure, None):
             continue
@@ -252,15 +255,16 @@ def _joined(rows: pd.DataFrame, truth: pd.DataFrame, run: Run) -> pd.DataFrame:
 
 
 def _seen(found: dict[str, pd.DataFrame], truth: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """Every sample with an image that any student was weighted on, once, with the teacher's entropy."""
+    """Every sample with an image that any student was weighted on, once; its value is the teacher's entropy."""
     rows = [f[["id", "teacher_entropy", "noisy", "student"]].drop_duplicates("id") for f in found.values() if len(f)]
     if not rows:
         run.betas  # noqa: B018  says what is missing
-    return _joined(pd.concat(rows).drop_duplicates("id"), truth, run)
+    seen = _joined(pd.concat(rows).drop_duplicates("id"), truth, run)
+    return seen.assign(value=seen["teacher_entropy"].astype(np.float64))
 
 
 def _weights(student: str, betas: pd.DataFrame, truth: pd.DataFrame, estimates: Estimates) -> list[Weights]:
-    out = []
+    out: list[Weights] = []
     if not weighting(student):
         return out  # one channel alone has nothing to be weighed against
     for channel, rows in betas.groupby("channel", sort=False):
@@ -295,7 +299,7 @@ def _of_channel(
     return Weights(
         channel, True, _triple(quantiles[0]), _triple(quantiles[1]), (n[0], n[1]), len(seeds),
         _rank(seeds, "blind", estimates), _rank(healthy, "noisy", estimates),
-        _tells(seeds, "blind", benchmarks, False, estimates), _tells(healthy, "noisy", benchmarks, False, estimates),
+        _tells(seeds, "blind", benchmarks, False, estimates), _tells(healthy, "noisy", benchmarks, True, estimates),
         weighs_ce,
     )  # fmt: skip
 

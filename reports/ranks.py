@@ -45,10 +45,12 @@ def correlation(yes: Floats, no: Floats) -> Floats:
     mass = yes + no
     total = mass.sum(axis=-1, keepdims=True)
     rank = np.cumsum(mass, axis=-1) - (mass - 1.0) / 2.0 - (total + 1.0) / 2.0  # mid-rank of each value, centred
-    share = yes.sum(axis=-1, keepdims=True) / total
+    flagged = yes.sum(axis=-1, keepdims=True)
     shared = (yes * rank).sum(axis=-1)
-    spread = (mass * rank**2).sum(axis=-1) * (total * share * (1.0 - share))[..., 0]
-    return np.divide(shared, np.sqrt(spread), out=np.full(shared.shape, np.nan), where=spread > 0)
+    # total times the variance of the flag, n p (1 - p); a resample without units has none
+    varied = np.divide(flagged * (total - flagged), total, out=np.zeros_like(total), where=total > 0)[..., 0]
+    spread = (mass * rank**2).sum(axis=-1) * varied
+    return np.asarray(np.divide(shared, np.sqrt(spread), out=np.full(shared.shape, np.nan), where=spread > 0))
 
 
 def smaller(yes: Floats, no: Floats) -> Floats:
@@ -56,7 +58,7 @@ def smaller(yes: Floats, no: Floats) -> Floats:
     below = np.cumsum(yes, axis=-1) - 0.5 * yes  # flagged mass below each value of the others, ties half
     pairs = yes.sum(axis=-1) * no.sum(axis=-1)
     won = (below * no).sum(axis=-1)
-    return np.divide(won, pairs, out=np.full(won.shape, np.nan), where=pairs > 0)
+    return np.asarray(np.divide(won, pairs, out=np.full(won.shape, np.nan), where=pairs > 0))
 
 
 def larger(yes: Floats, no: Floats) -> Floats:
@@ -109,7 +111,7 @@ def estimate(
         return None
 
     def mean(counts: Floats) -> Floats:
-        return np.mean([statistic(*g.masses(counts)) for g in grouped], axis=0)
+        return np.asarray(np.mean([statistic(*g.masses(counts)) for g in grouped], axis=0))
 
     value = float(mean(np.ones(len(names))))
     if not np.isfinite(value):
@@ -127,8 +129,8 @@ def _summary(value: float, draws: Floats, n: int, clusters: int, seeds: int, lev
         note = f"too few clusters: {lost} of {len(draws)} resamples lack one of the two kinds"
         return Interval(value, None, None, n, clusters, seeds, "none", note)
     low, high = percentile_ends(defined, level)
-    note = f"{lost} resamples lack one of the two kinds and are left out" if lost else None
-    return Interval(value, low, high, n, clusters, seeds, "cluster bootstrap", note)
+    left_out = f"{lost} resamples lack one of the two kinds and are left out" if lost else None
+    return Interval(value, low, high, n, clusters, seeds, "cluster bootstrap", left_out)
 
 
 def separation(values: Floats, flag: Bools, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:

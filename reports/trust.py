@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from reports.frames import Missing
+from reports.frames import Missing, Run
 from reports.measures import Estimates
 from reports.ranks import separation
 from reports.statistics import Interval
@@ -42,9 +42,19 @@ def varies(betas: pd.DataFrame) -> bool:
 
 def late(betas: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the last quarter of the training with the weight's logarithm, minus infinity for a weight of 0."""
-    rows = betas[betas["step"] >= (1.0 - LATE) * betas["step"].max()]
+    rows: pd.DataFrame = betas[betas["step"] >= (1.0 - LATE) * betas["step"].max()]
     with np.errstate(divide="ignore"):
         return rows.assign(log=np.log(rows["beta"].to_numpy(dtype=np.float64)))
+
+
+def complementary(run: Run) -> bool:
+    """Whether labels are wrong only where the teacher is not blind, so that weights over all samples confuse the two."""
+    try:
+        truth = run.training
+    except Missing:
+        return False
+    blind, noisy = (truth[flag].to_numpy(dtype=bool) for flag in ("blind", "noisy"))
+    return bool(blind.any() and noisy.any() and not (blind & noisy).any())
 
 
 def trusts(estimates: Estimates) -> list[Trust]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.figures import style
-from reports.frames import Missing, Run, family, weighting
+from reports.frames import Irrelevant, adapts, family, weighting
 from reports.measures import Estimates
 from reports.trust import varies
 
@@ -16,67 +16,99 @@ TITLE = "Evolution of the distillation weight β"
 CAPTION = (
     "Weight of the distillation energy relative to cross-entropy, on a logarithmic scale. Task weighting learns one number: a "
     "line. Instance weighting gives one per sample: the line is the median over the samples of a step, the band spans their "
-    "10th to 90th percentile. Thin lines mark the fixed weights. Steps are pooled into at most 40 bins, seeds are pooled."
+    "10th to 90th percentile. Thin lines mark weights that are given. Steps are pooled into at most 40 bins, seeds are pooled."
 )
 ORDER = 20
 BINS = 40
+#: More panels than this would be too small to read.
+MOST = 18
 
 
 def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     """Draw the figure; see the module's CAPTION."""
     run = estimates.run
-    frame = run.dynamics
-    learned = [s for s in run.students if weighting(s) and not weighting(s).startswith("fixed") and s in set(frame["student"])]
-    panels = list(dict.fromkeys((family(s), c) for s in learned for c in family(s)))
-    if not panels:
-        raise Missing("No student of this run learns its weighting.")
+    panels = _panels(estimates)[:MOST]
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = style.canvas(0.5 + 2.3 * lines)
-    grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
-    for axes, (members, channel) in zip(grid, panels, strict=False):
-        for student in [s for s in run.students if family(s) == members and weighting(s)]:
-            _line(axes, student, channel, frame, run, theme)
+    figure = style.canvas(0.5 + (2.3 if lines == 1 else 1.75) * lines)
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    flat = grid.ravel()
+    for axes, (members, channel) in zip(flat, panels, strict=False):
+        for student in [s for s in run.students if family(s) == members and weighting(s) and s not in _zero(estimates)]:
+            _line(axes, student, channel, estimates, theme)
         axes.set_title("+".join(members) + (f", weight of {channel}" if len(members) > 1 else ""))
-        style.steps(axes)
-    for axes in grid[len(panels) :]:
+    for axes in flat[len(panels) :]:
         axes.set_visible(False)
-    for axes in grid[: len(panels)]:
+    for axes in flat[: len(panels)]:
         style.plain_log(axes)  # after everything is drawn, because ticks depend on the limits
-    for axes in grid[::columns]:
-        axes.set_ylabel("weight β (ratio to cross-entropy)")
+    for column in range(columns):
+        style.steps([row[column] for row in grid if row[column].get_visible()][-1], most=8 if columns < 3 else 4)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("weight β (ratio to ce)" if lines > 1 else "weight β (ratio to cross-entropy)")
     style.legend(figure)
     return figure
 
 
-def _line(axes: Axes, student: str, channel: str, frame: pd.DataFrame, run: Run, theme: style.Theme) -> None:
-    look = style.look(student, run.students, theme)
-    rows = frame[(frame["student"] == student) & (frame["channel"] == channel)]
-    if weighting(student).startswith("fixed"):
-        if len(rows):
-            axes.plot(
-                rows["step"], rows["weight"], color=look.color, linewidth=0.8, linestyle=look.dash, label=weighting(student)
-            )
-        return
-    samples = _samples(run, student, channel)
+def notes(estimates: Estimates) -> list[str]:
+    """What is left out: weights of zero, which a logarithmic axis has no place for, and panels beyond the room there is."""
+    zero, lost = sorted(_zero(estimates)), _panels(estimates)[MOST:]
+    out = [f"Not drawn, because weights of 0 have no place on a logarithmic axis: {', '.join(zero)}."] if zero else []
+    if lost:
+        out.append(f"Not drawn, for want of room: {', '.join('+'.join(members) for members, _ in lost)}.")
+    return out
+
+
+def _panels(estimates: Estimates) -> list[tuple[tuple[str, ...], str]]:
+    trained = set(estimates.run.dynamics["student"].unique())
+    learned = [s for s in estimates.run.students if adapts(s) and s in trained]
+    panels = list(dict.fromkeys((family(s), c) for s in learned for c in family(s)))
+    if not panels:
+        raise Irrelevant("No student of this run learns its weighting.")
+    return panels
+
+
+def _zero(estimates: Estimates) -> set[str]:
+    """Students that gave some sample, or all of them, a weight of zero."""
+
+    def find() -> set[str]:
+        run = estimates.run
+        logged = run.dynamics[(run.dynamics["weight"] == 0.0) & (run.dynamics["channel"] != "ce")]["student"].unique()
+        return {str(s) for s in logged} | {s for s in run.students if weighting(s) and (run.betas_of(s)["beta"] == 0.0).any()}
+
+    return estimates.once("zero weights", find)
+
+
+def _line(axes: Axes, student: str, channel: str, estimates: Estimates, theme: style.Theme) -> None:
+    look = style.look(student, estimates.run.students, theme)
+    samples = _samples(student, channel, estimates) if adapts(student) else None
     if samples is None:
-        means = rows.groupby("step")["weight"].mean()
-        axes.plot(means.index, means, color=look.color, linestyle=look.dash, label=weighting(student))
+        means = _means(estimates).get((student, channel))
+        if means is not None:
+            width = 1.4 if adapts(student) else 0.8
+            axes.plot(means.index, means, color=look.color, linewidth=width, linestyle=look.dash, label=weighting(student))
         return
     edges = np.linspace(samples["step"].min(), samples["step"].max() + 1, BINS + 1)
     middle = (edges[:-1] + edges[1:]) / 2
-    bins = np.digitize(samples["step"], edges) - 1
-    low, mid, high = (samples.groupby(bins)["beta"].quantile(q) for q in (0.1, 0.5, 0.9))
+    table = samples.groupby(np.digitize(samples["step"], edges) - 1)["beta"]
+    low, mid, high = (table.quantile(q) for q in (0.1, 0.5, 0.9))
     where = middle[mid.index.to_numpy()]
-    axes.plot(where, mid, color=look.color, label=f"{weighting(student)} (median, 10–90 %)")
+    axes.plot(where, mid, color=look.color, linestyle=look.dash, label=f"{weighting(student)} (median, 10–90 %)")
     axes.fill_between(where, low, high, color=look.color, alpha=0.2, linewidth=0)
 
 
-def _samples(run: Run, student: str, channel: str) -> pd.DataFrame | None:
-    """Per-sample weights, or None where the student has none or all samples share one."""
-    try:
-        betas = run.betas
-    except Missing:
-        return None
-    rows = betas[(betas["student"] == student) & (betas["channel"] == channel)]
+def _means(estimates: Estimates) -> dict[tuple[str, str], pd.Series]:
+    """Weight by step, mean over seeds, of every student and channel."""
+
+    def find() -> dict[tuple[str, str], pd.Series]:
+        logged = estimates.run.dynamics.dropna(subset="weight").groupby(["student", "channel"], sort=False)
+        return {(str(s), str(c)): rows.groupby("step")["weight"].mean() for (s, c), rows in logged}
+
+    return estimates.once("mean weights", find)
+
+
+def _samples(student: str, channel: str, estimates: Estimates) -> pd.DataFrame | None:
+    """Per-sample weights, or None where the student has none or all samples of a step share one."""
+
+    rows = estimates.run.betas_of(student)
+    rows = rows[rows["channel"] == channel]
     return rows if len(rows) and varies(rows) else None

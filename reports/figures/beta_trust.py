@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.figures import style
+from reports.frames import Missing
 from reports.measures import Estimates
 from reports.statistics import Interval
-from reports.trust import Trust, trusts
+from reports.trust import Trust, complementary, trusts
 
 TITLE = "β against teacher error and label noise"
 CAPTION = (
@@ -20,12 +21,16 @@ CAPTION = (
     "a larger β on them, P below 0.5; distrust of a wrong teacher means P above 0.5."
 )
 ORDER = 30
+#: More students than this would be too small to read.
+MOST = 14
 
 
 def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     """Draw the figure; see the module's CAPTION."""
-    found = trusts(estimates)
-    figure = style.canvas(0.75 + 0.85 * len(found))
+    found = [t for t in trusts(estimates) if (t.weights["beta"] > 0).all()][:MOST]
+    if not found:
+        raise Missing("Every student whose weights differ between samples gives some of them the weight 0: no logarithm.")
+    figure = style.canvas(0.75 + (0.85 if len(found) <= 4 else 0.6) * len(found))
     grid = figure.subplots(1, 2, sharex=True, sharey=True)
     _panel(grid[0], found, "wrong", ("teacher right", "teacher wrong"), theme)
     _panel(grid[1], found, "noisy", ("clean label", "noisy label"), theme)
@@ -40,8 +45,21 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     )
     grid[0].tick_params(axis="y", length=0)
     grid[1].tick_params(axis="y", length=0)
-    grid[0].set_ylim(-len(found) + 0.4, 0.75)
+    grid[0].set_ylim(-len(found) + 0.4, 0.75 if len(found) <= 4 else 1.05)
     return figure
+
+
+def notes(estimates: Estimates) -> list[str]:
+    """What is left out: weights of zero, which a logarithmic axis has no place for, and students beyond the room there is."""
+    found = trusts(estimates)
+    zero = [t.student for t in found if not (t.weights["beta"] > 0).all()]
+    lost = [t.student for t in found if t.student not in zero][MOST:]
+    out = [f"Not drawn, because weights of 0 have no place on a logarithmic axis: {', '.join(zero)}."] if zero else []
+    if complementary(estimates.run):
+        out.append(
+            "In this run labels are wrong only where the teacher is not blind, so the right panel speaks of blindness too."
+        )
+    return out + ([f"Not drawn, for want of room: {', '.join(lost)}."] if lost else [])
 
 
 def _many(found: list[Trust], own: Trust) -> bool:
@@ -68,4 +86,5 @@ def _panel(axes: Axes, found: list[Trust], flag: str, labels: tuple[str, str], t
         )
         place = axes.get_yaxis_transform()
         axes.text(0.99, -k + 0.36, text, transform=place, ha="right", va="center", fontsize=7.5, color=theme.ink)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.02), ncols=2, handlelength=1.0, columnspacing=1.2, borderaxespad=0.0)
+    high = 1.02 if len(found) <= 4 else 1.0
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, high), ncols=2, handlelength=1.0, columnspacing=1.2, borderaxespad=0.0)

@@ -1,68 +1,119 @@
-"""Training losses: cross-entropy and the distillation energy, one column per energy."""
+"""Training losses: cross-entropy and the distillation energy, one panel per energy."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.figures import style
-from reports.frames import Missing, Run, family
+from reports.frames import Missing, family
 from reports.measures import Estimates
 
 TITLE = "Loss trajectories"
 CAPTION = (
-    "Training losses before weighting, mean over the samples of a step (each the mean over its answer tokens), smoothed by a "
-    "running mean over 5 % of the steps. Top: cross-entropy against the training labels (noisy where the run injects noise), "
-    "with the student trained on it alone in every panel. Below: the distillation energy, on a logarithmic scale. Bands span "
-    "the seeds where there are several. A lower training loss is no claim about the test."
+    "Training losses before weighting, in nats where they are entropies or KL divergences, mean over the samples of a "
+    "step (each the mean over its answer tokens), smoothed by a running mean over 5 % of the steps. Cross-entropy against "
+    "the training labels (noisy where the run injects noise), with the student trained on it alone in every such panel; "
+    "distillation energies on a logarithmic scale. Bands span the seeds where there are several. A lower training loss is "
+    "no claim about the test, and energies are no common scale."
 )
 ORDER = 10
+
+#: Panels of one row: with the two losses of a student one above the other, and with one loss each.
+_WIDE, _NARROW = 3, 5
+#: More families than this would be too small to read.
+MOST = 20
 
 
 def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     """Draw the figure; see the module's CAPTION."""
-    run = estimates.run
-    frame = run.dynamics
-    students = [s for s in run.students if s in set(frame["student"])]
-    families = list(dict.fromkeys(family(s) for s in students if family(s)))
-    if not families:
-        families = [()]
-    depth = 1 + max(len(f) for f in families)
-    figure = style.canvas(0.55 + 1.75 * depth)
-    grid = figure.subplots(depth, len(families), squeeze=False, sharex=True)
-    for column, members in enumerate(families):
-        channels = ["ce", *members]
-        for row in range(depth):
-            axes = grid[row][column]
-            if row >= len(channels):
+    by_student = _by_student(estimates)
+    families = _families(estimates)[:MOST]
+    both = any("ce" in by_student[s] for members in families if members for s in _own(members, by_student))
+    depth = both + max([1, *(len(members) for members in families)])
+    columns = min(len(families), _WIDE if both else _NARROW)
+    lines = -(-len(families) // columns)
+    figure = style.canvas(0.55 + (1.75 if depth * lines <= 3 else 1.3) * depth * lines)
+    grid = figure.subplots(depth * lines, columns, squeeze=False, sharex=True)
+    for k in range(columns * lines):
+        place = [grid[k // columns * depth + row][k % columns] for row in range(depth)]
+        if k < len(families):
+            _family(place, families[k], both, by_student, estimates, theme)
+        else:
+            for axes in place:
                 axes.set_visible(False)
-                continue
-            shown = [s for s in students if family(s) == members or (row == 0 and not family(s))]
-            _panel(axes, frame, channels[row], shown, run, theme)
-            axes.set_title("ce" if row == 0 and not members else ("+".join(members) if row == 0 else ""))
-            name = "cross-entropy" if channels[row] == "ce" else channels[row]
-            axes.set_ylabel(f"{name} (nats/token)" if channels[row] in ("ce", "fkl") else f"{name} (per token)")
-        style.steps(grid[min(depth, len(channels)) - 1][column])
-    style.legend(figure)
+    for column in range(columns):
+        style.steps([row[column] for row in grid if row[column].get_visible()][-1], most=8 if columns < 3 else 4)
+    if len({label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]}) > 1:
+        style.legend(figure)
     return figure
 
 
-def _panel(axes: Axes, frame: pd.DataFrame, channel: str, students: list[str], run: Run, theme: style.Theme) -> None:
-    drawn = False
-    for student in students:
-        rows = frame[(frame["student"] == student) & (frame["channel"] == channel)]
-        if rows.empty:
-            continue
-        drawn = True
+def notes(estimates: Estimates) -> list[str]:
+    """Which energies are left out for want of room."""
+    lost = ["+".join(members) for members in _families(estimates)[MOST:]]
+    return [f"Not drawn, for want of room: {', '.join(lost)}."] if lost else []
+
+
+def _by_student(estimates: Estimates) -> dict[str, dict[str, pd.DataFrame]]:
+    """Loss by step and seed, smoothed, of each student and channel."""
+    return estimates.once("losses", lambda: _smooth(estimates.run.dynamics))
+
+
+def _smooth(frame: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
+    out: dict[str, dict[str, pd.DataFrame]] = {}
+    for (student, channel), rows in frame.groupby(["student", "channel"], sort=False):
         table = rows.pivot_table(index="step", columns="seed", values="loss")
-        smooth = table.rolling(max(1, len(table) // 20), min_periods=1).mean()
-        look = style.look(student, run.students, theme)
-        label = student.partition("@")[2] or f"{student} alone"
-        axes.plot(smooth.index, smooth.mean(axis=1), color=look.color, linestyle=look.dash, label=label)
-        if smooth.shape[1] > 1:
-            axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=look.color, alpha=0.15, linewidth=0)
-    if not drawn:
-        raise Missing(f"No student logged the loss {channel!r}.")
-    if channel != "ce":
-        style.plain_log(axes)
+        if len(table):
+            out.setdefault(str(student), {})[str(channel)] = table.rolling(max(1, len(table) // 20), min_periods=1).mean()
+    return out
+
+
+def _families(estimates: Estimates) -> list[tuple[str, ...]]:
+    """What the trained students distil with, in the run's order; ``ce`` has a panel of its own where none shares it."""
+    by_student = _by_student(estimates)
+    trained = [s for s in estimates.run.students if s in by_student]
+    if not trained:
+        raise Missing("No student of this run logged a loss.")
+    shared = any(family(s) and "ce" in by_student[s] for s in trained)
+    return list(dict.fromkeys(family(s) for s in trained if family(s) or not shared))
+
+
+def _own(members: tuple[str, ...], by_student: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
+    return [s for s in by_student if family(s) == members]
+
+
+def _family(
+    place: Sequence[Axes], members: tuple[str, ...], both: bool, by_student: dict[str, dict[str, pd.DataFrame]],
+    estimates: Estimates, theme: style.Theme,
+) -> None:  # fmt: skip
+    channels = ["ce", *members] if both or not members else list(members)
+    for row, axes in enumerate(place):
+        if row >= len(channels):
+            axes.set_visible(False)
+            continue
+        channel = channels[row]
+        shown = _own(members, by_student) + (_own((), by_student) if channel == "ce" and members else [])
+        drawn = [s for s in estimates.run.students if s in shown and channel in by_student[s]]
+        for student in drawn:
+            _line(axes, by_student[student][channel], student, estimates, theme)
+        if row == 0:
+            axes.set_title("+".join(members) or "ce")
+        if len(channels) > 1:  # the title says it otherwise
+            axes.set_ylabel("cross-entropy" if channel == "ce" else channel)
+        if channel != "ce" and drawn:
+            style.plain_log(axes)
+        if not drawn:
+            axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=theme.muted)
+
+
+def _line(axes: Axes, smooth: pd.DataFrame, student: str, estimates: Estimates, theme: style.Theme) -> None:
+    look = style.look(student, estimates.run.students, theme)
+    alone = "ce alone" if student == "ce" else "alone, without cross-entropy"
+    label = student.partition("@")[2] if "+" in student else alone
+    axes.plot(smooth.index, smooth.mean(axis=1), color=look.color, linestyle=look.dash, label=label)
+    if smooth.shape[1] > 1:
+        axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=look.color, alpha=0.15, linewidth=0)

@@ -1,4 +1,4 @@
-"""The planted truth in one panel: gap recovered, weights where the teacher is blind, rank correlations, and what entropy tells."""
+"""The planted truth in one panel: gap recovered, weights where the teacher is blind, correlations, what entropy tells."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from matplotlib.figure import Figure
 
 from reports.figures import style
 from reports.frames import weighting
-from reports.layouts.planted_truth import said
 from reports.measures import Estimates
 from reports.planted import ALL, Entry, Planted, Weights, planted
 from reports.statistics import Interval
 
 TITLE = "Planted truth: does a weighting do what it says?"
 CAPTION = (
-    "Bars: 95 % intervals. a: share of the way from plain cross-entropy (0) to the oracle (1) that a student goes, mean over the "
-    "benchmarks; small ticks are single seeds where there are several; hollow without a bar where the oracle is not resolved from "
-    "cross-entropy. b: weight β late in training, median and middle half of the samples; one weight for all is one mark. c: "
-    "Spearman's rank correlation of β with a blind teacher and, where the teacher is healthy, with a wrong label; below 0 is a "
-    "smaller weight there. d: probability that a sample with a blind teacher has the larger teacher entropy, or the smaller β, "
-    "than one with a healthy teacher: 0.5 tells nothing. A weight computed without the label cannot find wrong labels, and a "
-    "higher share recovered is no proof that blind samples were found."
+    "Bars: 95 % intervals. a: share of the way from plain cross-entropy (0) to the oracle (1) that a student goes, mean "
+    "over the benchmarks; small ticks are single seeds where there are several; hollow without a bar where the oracle is "
+    "not resolved from cross-entropy. b: weight β late in training, median and middle half of the samples; one weight for "
+    "all is one mark. c: Spearman's rank correlation of β with a blind teacher and, where the teacher is healthy, with a "
+    "wrong label; below 0 is a smaller weight there. d: probability that a sample with a blind teacher has the larger "
+    "teacher entropy, or the smaller β, than one with a healthy teacher: 0.5 tells nothing. A weight computed without the "
+    "label cannot find wrong labels, and a higher share recovered is no proof that blind samples were found."
 )
 ORDER = 5
 
@@ -36,20 +35,21 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     found = planted(estimates)
     shown = [e for e in found.entries if e.weights or (e.shares and e.student != "ce")]
     told = [(e, w) for e in shown for w in e.weights if w.tells_blind and weighting(e.student).partition("@")[0] != "oracle"]
-    figure = style.canvas(1.0 + 0.33 * len(shown) + (1.9 if found.entropy_blind else 0.0))
-    upper, *lower = figure.subfigures(2, 1, height_ratios=[0.75 + 0.33 * len(shown), 1.9]) if found.entropy_blind else [figure]
+    heights = [0.95 + 0.35 * len(shown), *([1.9 + 0.17 * (len(told) // 2)] if found.entropy_blind else [])]
+    figure = style.canvas(sum(heights))
+    upper, *lower = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     grid = upper.subplots(1, 3, sharey=True, width_ratios=[1.25, 1.0, 0.9])
     _shares(grid[0], shown, theme)
     _betas(grid[1], shown, theme)
     _ranks(grid[2], shown, theme)
-    for axes, title in zip(grid, ("a  Gap recovered", "b  Weight β", "c  Rank correlation"), strict=True):
+    for axes, title in zip(grid, ("a  Gap recovered", "b  Weight β", "c  Correlation"), strict=True):
         axes.set_title(title)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         for k in range(1, len(shown), 2):
             axes.axhspan(-k - 0.5, -k + 0.5, color=theme.grid, alpha=0.35, linewidth=0, zorder=0)
     grid[0].set_yticks([-k for k in range(len(shown))], [e.student for e in shown])
-    grid[0].set_ylim(-len(shown) + 0.4, 0.6)
+    grid[0].set_ylim(-len(shown) + 0.4, 0.95)
     for sub in lower:
         _detection(sub.subplots(1, 1), found, told, estimates, theme)
     return figure
@@ -59,8 +59,8 @@ def notes(estimates: Estimates) -> list[str]:
     """Numbers of samples and the limits of this panel."""
     c = planted(estimates).counts
     return [
-        f"n = {c['blind']:,} blind and {c['healthy']:,} healthy samples with an image, {c['noisy']:,} of the healthy with a wrong "
-        "label. The faults were drawn once, under one teacher."
+        f"n = {c['blind']:,} blind and {c['healthy']:,} healthy samples with an image, {c['noisy']:,} of the healthy with a "
+        "wrong label. The faults were drawn once, under one teacher."
     ]
 
 
@@ -72,10 +72,10 @@ def _legend(axes: Axes, columns: int) -> None:
 
 
 def _shares(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
-    looks = (("nll", "NLL", 0.15, theme.cycle[0], "o"), ("accuracy", "accuracy", -0.15, theme.cycle[1], "s"))
+    looks = (("nll", "NLL", 0.19, theme.cycle[2], "o"), ("accuracy", "accuracy", -0.13, theme.cycle[4], "s"))
     for at, word in ((0.0, "ce"), (1.0, "oracle")):
         axes.axvline(at, color=theme.muted, linewidth=0.9)
-        axes.text(at, 0.62, word, ha="center", va="bottom", fontsize=7, color=theme.muted)
+        axes.text(at, 0.68, word, ha="center", va="center", fontsize=7, color=theme.ink, backgroundcolor=theme.paper)
     for k, entry in enumerate(shown):
         if weighting(entry.student).partition("@")[0] == "oracle":
             continue  # it is the line
@@ -88,24 +88,22 @@ def _shares(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
     ends = [x for e in shown for s in e.shares.values() for x in (s.interval.low, s.interval.high) if x is not None]
     low, high = min([0.0, *ends]), max([1.0, *ends])
     axes.set_xlim(max(low - 0.12, _SPAN[0]), min(high + 0.12, _SPAN[1]))
-    axes.set_xlabel("share of the gap from ce to the oracle")
-    _legend(axes, 2)
+    axes.set_xlabel("share of the gap, ce to oracle")
+    _legend(axes, 1)
 
 
-def _mark(
-    axes: Axes, e: Interval, by_seed: Sequence[float], y: float, color: str, marker: str, theme: style.Theme
-) -> None:
-    """A dot with its bar; hollow without one; an arrow where it lies outside."""
+def _mark(axes: Axes, e: Interval, by_seed: Sequence[float], y: float, color: str, marker: str, theme: style.Theme) -> None:
+    """A dot with its bar, seeds as ticks below; hollow without a bar; an arrow where it lies outside."""
     if e.low is not None and e.high is not None:
         axes.plot([e.low, e.high], [y, y], color=color, linewidth=1.6, solid_capstyle="butt")
-    inside = _SPAN[0] < e.value < _SPAN[1]
+    inside = _SPAN[0] <= e.value <= _SPAN[1]
     x = float(np.clip(e.value, *_SPAN))
     kind = marker if inside else (">" if e.value > 0 else "<")
     face = color if e.low is not None else theme.paper
     edge = theme.paper if e.low is not None else color
     axes.plot([x], [y], kind, markersize=4.5, color=face, markeredgecolor=edge, markeredgewidth=0.7, clip_on=inside)
     if len(by_seed) > 1:
-        axes.plot(by_seed, [y] * len(by_seed), "|", markersize=4, color=color, markeredgewidth=0.7, alpha=0.8)
+        axes.plot(by_seed, [y - 0.12] * len(by_seed), "|", markersize=3.5, color=color, markeredgewidth=0.8)
 
 
 def _lines(shown: Sequence[Entry]) -> list[tuple[float, Weights]]:
@@ -139,13 +137,13 @@ def _betas(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
         axes.plot([], [], marker, color=color, markersize=4.5, linestyle="none", label=label)
     if drawn:
         style.plain_log(axes, "x")
-    axes.set_xlabel("β (ratio to cross-entropy)")
-    _legend(axes, 2)
+    axes.set_xlabel("β (ratio to ce)")
+    _legend(axes, 1)
 
 
 def _ranks(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
     axes.axvline(0.0, color=theme.muted, linewidth=0.9)
-    looks = (("blindness", "blind", 0.15, theme.cycle[1], "s"), ("noise", "noisy", -0.15, theme.cycle[2], "D"))
+    looks = (("blindness", "blind teacher", 0.15, theme.cycle[1], "s"), ("noise", "wrong label", -0.15, theme.cycle[6], "D"))
     for y, weights in _lines(shown):
         for name, _, shift, color, marker in looks:
             e: Interval | None = getattr(weights, name)
@@ -154,8 +152,8 @@ def _ranks(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
     for _, label, _, color, marker in looks:
         axes.plot([], [], marker, color=color, markersize=4.5, linestyle="none", label=label)
     axes.set_xlabel("Spearman's ρ with β")
-    axes.set_xlim(-1.05, max(0.3, axes.get_xlim()[1]))
-    _legend(axes, 2)
+    axes.set_xlim(-1.08, max(0.3, axes.get_xlim()[1]))
+    _legend(axes, 1)
 
 
 def _detection(
@@ -175,12 +173,14 @@ def _detection(
         for x, e in at:
             if e.low is not None and e.high is not None:
                 axes.plot([x, x], [e.low, e.high], color=color, linewidth=line, solid_capstyle="butt")
-        axes.plot([x for x, _ in at], [e.value for _, e in at], marker, color=color, markersize=4.5, linestyle="none",
-                  markeredgecolor=theme.paper, markeredgewidth=0.5, label=name)  # fmt: skip
+        axes.plot(
+            [x for x, _ in at], [e.value for _, e in at], marker, color=color, markersize=style.size(marker, 4.5), label=name,
+            linestyle="none", markeredgecolor=theme.paper, markeredgewidth=0.5,
+        )  # fmt: skip
     axes.set_xticks(range(len(places)), ["all" if p == ALL else titles.get(p, p) for p in places])
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_ylabel("AUC for a blind teacher")
     axes.set_title("d  What would have told a blind teacher?")
     axes.grid(visible=False, axis="x")
     axes.tick_params(axis="x", length=0)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.0, borderaxespad=0.4)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=2, handlelength=1.0, borderaxespad=0.4)

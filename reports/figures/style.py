@@ -53,7 +53,7 @@ DARK = Theme(
 )
 
 #: Weightings with a fixed place in the cycle, so that a colour means the same in every figure and report.
-_KNOWN = ("fixed", "task", "instance", "fixed@lambda0.3", "fixed@lambda4")
+_KNOWN = ("fixed", "task", "instance", "fixed@lambda0.3", "fixed@lambda4", "manual", "analytic")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (3, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "D", "v", "^", "P", "X")
 
@@ -69,7 +69,7 @@ class Look:
 
 def look(student: str, students: Sequence[str], theme: Theme) -> Look:
     """Return how a student is drawn: by its weighting; ``ce`` and given models in grey, another single channel in ink."""
-    own = weighting(student)
+    own = weighting(student) if len(student.partition("@")[0].split("+")) > 1 else ""  # one channel alone is not weighed
     if student in ("teacher", "base"):
         return Look(theme.muted, "-", "*")
     if not own:
@@ -79,6 +79,11 @@ def look(student: str, students: Sequence[str], theme: Theme) -> Look:
     return Look(
         theme.cycle[place % len(theme.cycle)], _DASHES[(place + place // 7) % len(_DASHES)], _MARKERS[place % len(_MARKERS)]
     )
+
+
+def size(marker: str, plain: float = 5.0) -> float:
+    """Return a marker's size in points at which all look equally large."""
+    return plain * {"*": 1.6, "P": 1.3, "X": 1.3}.get(marker, 1.0)
 
 
 @contextmanager
@@ -172,7 +177,8 @@ def plain_log(axes: Axes, which: str = "y") -> None:
     axis.set_minor_formatter(FuncFormatter(minor))
 
 
-def steps(axes: Axes) -> None:
-    """Label an axis of optimiser steps: whole numbers."""
+def steps(axes: Axes, most: int = 8) -> None:
+    """Label an axis of optimiser steps: at most ``most`` + 1 whole numbers, also where lower panels of a column are empty."""
     axes.set_xlabel("optimiser step")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
+    axes.tick_params(axis="x", labelbottom=True)

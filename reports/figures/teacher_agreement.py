@@ -54,12 +54,11 @@ def _panel(axes: Axes, estimates: Estimates, name: str, students: list[str], the
         look = style.look(student, estimates.run.students, theme)
         if e.low is not None and e.high is not None:
             axes.plot([scale * e.low, scale * e.high], [-k, -k], color=look.color, linewidth=1.6, solid_capstyle="butt")
-        size = 8 if look.marker == "*" else 5
         axes.plot(
             [scale * e.value],
             [-k],
             look.marker,
-            markersize=size,
+            markersize=style.size(look.marker),
             color=look.color,
             markeredgecolor=theme.paper,
             markeredgewidth=0.6,

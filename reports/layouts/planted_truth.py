@@ -10,10 +10,11 @@ from reports.tables import DASH, Cell, Column, Row, Table, seeds_note, suite_not
 
 TITLE = "Planted truth: does a weighting do what it says?"
 CAPTION = (
-    "Part of the training samples have a teacher that does not see the image, and part of the labels are wrong; which is on "
-    "record. Recovered: share of the way from cross-entropy alone (0) to the oracle (1), which is told where the teacher is blind. β: weight of "
-    "the energy late in training where the teacher is blind, and where it is healthy. ρ: rank correlation of β with blindness, "
-    "and, where the teacher is healthy, with label noise; below 0 means a smaller weight there."
+    "Part of the training samples have a teacher that does not see the image, and part of the labels are wrong; which is "
+    "on record. Recovered: share of the way from cross-entropy alone (0) to the oracle (1), which is told where the "
+    "teacher is blind. β: weight of the energy late in training where the teacher is blind, and where it is healthy. ρ: "
+    "rank correlation of β with blindness, and, where the teacher is healthy, with label noise: below 0 is a smaller "
+    "weight there, which is right for a blind teacher; for a wrong label a larger one would be."
 )
 ORDER = 5
 
@@ -83,10 +84,9 @@ def _correlation(e: Interval | None) -> Cell | None:
 
 
 def _quartiles(values: tuple[float, float, float], n: int, weights: Weights) -> Cell:
-    low, middle, high = values
-    shown = (low, high) if weights.per_sample else (None, None)
     kind = "middle half of the samples" if weights.per_sample else "one weight for all samples, geometric mean of the steps"
-    return Cell(middle, *shown, 2, estimate=Interval(middle, *shown, n, n, weights.seeds, kind))
+    low, high = (values[0], values[2]) if weights.per_sample else (None, None)
+    return Cell(values[1], low, high, 2, estimate=Interval(values[1], low, high, n, n, weights.seeds, kind))
 
 
 # ---- what stands under it --------------------------------------------------------------------------------------------------
@@ -95,22 +95,21 @@ def _quartiles(values: tuple[float, float, float], n: int, weights: Weights) -> 
 def _notes(found: Planted, estimates: Estimates) -> list[str]:
     percent = f"{100 * estimates.level:g} %"
     c = found.counts
-    notes = [
-        f"Samples that show an image, which late weights were recorded on in part: {c['blind']:,} with a blind teacher, "
-        f"{c['healthy']:,} with a healthy one, of which {c['noisy']:,} carry a wrong label.",
+    return [
+        f"Samples that show an image and whose weight was recorded in the last quarter of training: {c['blind']:,} with a "
+        f"blind teacher, {c['healthy']:,} with a healthy one, of which {c['noisy']:,} carry a wrong label.",
         *_gap_notes(found),
-        f"Brackets beside shares: {percent} interval over the same {estimates.resamples:,} resamples of question clusters for all "
-        f"three students; beside ρ: over resamples of training images; beside β: no interval, the middle half of the samples.",
+        f"Brackets beside shares: {percent} interval over the same {estimates.resamples:,} resamples of question clusters for "
+        "all three students; beside ρ: over resamples of training images; beside β: no interval, the middle half of samples.",
         "Bold: the interval excludes 0. Comparisons are not corrected for their number.",
-        f"ρ with a yes/no fact stays within ±{found.ceiling:.2f} where all weights differ, at this share of blind samples; an oracle "
-        "with two weights reaches −1.",
+        f"ρ with a yes/no fact stays within ±{found.ceiling:.2f} where all weights differ, at this share of blind samples; an "
+        "oracle with two weights reaches −1.",
         "A weight that is computed without the label cannot find wrong labels: ρ with noise near 0 is then no fault of the "
         "training. A higher share recovered is no proof that blind samples were found: read it beside ρ.",
         *_ratio_notes(found),
         *seeds_notes(estimates),
         f"{DASH}: not defined (no second channel, or one weight for all samples), or not in this run.",
     ]
-    return notes
 
 
 def seeds_notes(estimates: Estimates) -> list[str]:
@@ -146,5 +145,4 @@ def _ratio_notes(found: Planted) -> list[str]:
     ]
     if not both:
         return []
-    text = f"{', '.join(both)}: cross-entropy has a weight of its own, which differs from 1. What counts is the ratio; β is its upper part."
-    return [text]
+    return [f"{', '.join(both)}: cross-entropy has a weight of its own. What counts is the ratio; β is its upper part."]

@@ -63,6 +63,11 @@ def gain(student: str) -> float:
     return PLANTED.get(student, 0.2 + 0.05 * (zlib.crc32(student.encode()) % 10))
 
 
+def fixed_weight(weighting: str) -> float:
+    """The weight that a variant's name says."""
+    return float(weighting.partition("lambda")[2] or 1.0)
+
+
 def questions(benchmark: str, clusters: int, rng: np.random.Generator) -> pd.DataFrame:
     """Questions of one benchmark in clusters of the shape that its aggregation needs."""
     size = {"mme": 2, "mmbench": 4, "pope": 6}.get(benchmark, 3)
@@ -222,7 +227,7 @@ def _training(folder: Path, student: str, steps: int, rng: np.random.Generator) 
     ids = [f"train-{k:04d}" for k in range(600)]
     noisy, wrong = rng.random(600) < 0.25, rng.random(600) < 0.3
     taste = rng.normal(0.0, 0.5, 600) - 0.6 * wrong
-    fixed = {"fixed@lambda0.3": 0.3, "fixed@lambda4": 4.0}.get(weighting, 1.0)
+    fixed = fixed_weight(weighting)
     for step in range(steps):
         done = step / steps
         loss = {"ce": 0.9 + 1.2 * np.exp(-4 * done) + rng.normal(0, 0.05)} if "ce" in names else {}
@@ -247,7 +252,8 @@ def _training(folder: Path, student: str, steps: int, rng: np.random.Generator) 
         )
         if other and step % 10 == 0:
             for k in rng.choice(600, 64, replace=False):
-                beta = weight[other[0]] * (np.exp(taste[k] * done * 1.5) if weighting.startswith(("instance", "analytic")) else 1.0)
+                own = weighting.startswith(("instance", "analytic"))
+                beta = weight[other[0]] * (np.exp(taste[k] * done * 1.5) if own else 1.0)
                 betas.append(
                     (step, ids[k], other[0], float(beta), 0.3, float(rng.gamma(2, 0.3)), bool(~wrong[k]), bool(noisy[k]))
                 )
@@ -310,7 +316,7 @@ def _planted_betas(
         if weighting == "analytic":
             log = log + taste[where]
         beta = np.where(blind[where], 0.0, 1.0) if weighting == "oracle" else np.exp(log)
-        beta = np.ones(300) if weighting.startswith("fixed") or not weighting else beta
+        beta = np.full(300, fixed_weight(weighting)) if weighting.startswith("fixed") or not weighting else beta
         facts = truth.iloc[where]
         parts.append(
             pd.DataFrame(
