@@ -1,4 +1,4 @@
-"""What losses and weightings cost: ``python benchmarks/losses.py``, about three minutes on two quiet cores, no network.
+"""What losses and weightings cost: ``python benchmarks/losses.py``, about three minutes of one core, no network.
 
 1. A student's optimiser step with each energy (``ce+X@fixed``) and each weighting (``ce+fkl@X``), relative to a ``ce`` student
    that reads the teacher's cached logits at every step as they all do.
@@ -162,7 +162,8 @@ def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     console.print(title, highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number and name != "extra pass" else "left", no_wrap=True)
+        words = name == "extra pass"
+        table.add_column(name, justify="right" if number and not words else "left", no_wrap=not words, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table, "", highlight=False)
