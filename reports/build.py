@@ -13,6 +13,7 @@ from reports.conclusions import conclusions
 from reports.figures import Drawing, drawings, style
 from reports.frames import Irrelevant, Missing, Run
 from reports.measures import Estimates
+from reports.notes import seeds_note
 from reports.samples import Sample, samples
 from reports.statistics import LEVEL, RESAMPLES
 from reports.tables import Computed, Layout, Table
@@ -114,7 +115,7 @@ def _figures(estimates: Estimates, folder: Path, dark: bool) -> tuple[list[Part]
                 parts.append(Part(drawing.name, title, drawing.caption, missing=str(missing)))
             _remove_stale(folder, [f"{drawing.name}{end}" for end in (".png", ".pdf", "-dark.png")])
         else:
-            said = [drawing.caption, *drawing.notes(estimates), tables.seeds_note(estimates.run)]
+            said = [drawing.caption, *drawing.notes(estimates), seeds_note(estimates.run)]
             parts.append(Part(drawing.name, title, " ".join(said)))
     return parts, written
 

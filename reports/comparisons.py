@@ -44,7 +44,7 @@ def _baseline(own: Sequence[str]) -> str | None:
 
 
 def _across(kept: dict[tuple[str, ...], list[str]], estimates: Estimates) -> tuple[list[Conclusion], int]:
-    """One sentence for each two weightings, over all energies: mean NLL and mean accuracy."""
+    """Mean NLL and mean accuracy: one sentence for each two weightings, or for each baseline where there is one energy."""
     pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for own in kept.values():
         plain = _baseline(own)
@@ -53,17 +53,23 @@ def _across(kept: dict[tuple[str, ...], list[str]], estimates: Estimates) -> tup
             against = [plain, task if weighting(student).startswith("instance") else None]
             for other in [o for o in against if o is not None]:
                 pairs.setdefault((weighting(student), weighting(other)), []).append((student, other))
-    out = []
-    total = 0
+    said: dict[str, list[tuple[str, list[Pair]]]] = {}
     for (one, other), found in pairs.items():
         told = [(compared(found, name, estimates), name) for name in ("nll", "accuracy")]
-        total += sum(len(p) for p, _ in told)
-        said = [_direction(p, name) for p, name in told if p]
-        if not said:
-            continue
-        over = f"with `{'+'.join(family(found[0][0]))}`" if len(found) == 1 else f"over {count(len(found), 'energy')}"
-        text = f"`@{one}` against `@{other}` {over.replace('energys', 'energies')}: {'; '.join(said)}."
-        apart = any(pair.sign for p, _ in told for pair in p)
+        text = ", ".join(_direction(p, name) for p, name in told if p)
+        if text:
+            said.setdefault(other, []).append((f"`@{one}` {text}", [pair for p, _ in told for pair in p]))
+    total = sum(len(made) for parts in said.values() for _, made in parts)
+    if len(kept) > 1:
+        where = f"over {len(kept)} energies"
+        groups = [(other, [part]) for other, parts in said.items() for part in parts]
+    else:
+        where = f"with `{'+'.join(next(iter(kept), ()))}`"
+        groups = list(said.items())
+    out = []
+    for other, parts in groups:
+        apart = any(pair.sign for _, made in parts for pair in made)
+        text = f"Against `@{other}` {where}: {'; '.join(text for text, _ in parts)}."
         out.append(Conclusion("resolved" if apart else "unresolved", text))
     return out, total
 

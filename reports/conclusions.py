@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from reports.comparisons import weightings
 from reports.frames import Missing
 from reports.measures import Estimates
+from reports.notes import seeds_note
 from reports.planted_summary import planted_summary
 from reports.sentences import Conclusion, compared, count, listed
 from reports.statistics import Interval
-from reports.tables import seeds_note
 from reports.trust import Trust, complementary, trusts
 from tasks.catalogue import Protocol
 

@@ -11,12 +11,13 @@ import jinja2
 from markupsafe import Markup, escape
 
 from reports.frames import Run
+from reports.notes import DASH
 from reports.sentences import Conclusion
-from reports.tables import DASH, Cell, Column, Row, Table
+from reports.tables import Cell, Column, Row, Table
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Rows of a LaTeX table that fit on one page of paper with their caption and notes.
-MOST_ROWS = 26
+MOST_ROWS = 32
 #: Students that are named beside one reply before the rest is counted.
 MOST_NAMED = 8
 
@@ -89,6 +90,11 @@ def tex_head(column: Column) -> str:
     """A column's head, stacked: its name, and what is measured on how many questions in small print."""
     under = [rf"\tiny {tex(line)}" for line in stacked(column)]
     return r"\shortstack{" + r"\\[-1pt]".join([*map(tex, column.label.split(" ", 1)), *under]) + "}"
+
+
+def tex_size(label: str) -> str:
+    """Return the size of a row's label: long recipes would push the last column off the paper."""
+    return r"\scriptsize" if len(label) <= 26 else r"\tiny"
 
 
 def tex_pages(table: Table) -> list[Sequence[Row]]:
@@ -184,7 +190,7 @@ def tex_environment() -> jinja2.Environment:
         comment_start_string="<#", comment_end_string="#>",
     )  # fmt: skip
     environment.filters.update(tex=tex, code=tex_code, prose=prose_tex)
-    environment.globals.update(tex_head=tex_head, tex_pages=tex_pages, dash=DASH)
+    environment.globals.update(tex_head=tex_head, tex_pages=tex_pages, tex_size=tex_size, dash=DASH)
     return environment
 
 

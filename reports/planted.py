@@ -121,7 +121,7 @@ class Planted:
     @property
     def ceiling(self) -> float:
         """The largest rank correlation with blindness that distinct weights can reach: sqrt(3 p (1 - p)), below 1."""
-        p = self.counts["blind"] / (self.counts["blind"] + self.counts["healthy"])
+        p = self.counts["blind"] / max(1, self.counts["blind"] + self.counts["healthy"])
         return float(np.sqrt(3.0 * p * (1.0 - p)))
 
 

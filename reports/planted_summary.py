@@ -6,7 +6,7 @@ from reports.frames import Missing, weighting
 from reports.layouts.planted_truth import said
 from reports.measures import Estimates, measure
 from reports.planted import ALL, Entry, Gap, Planted, planted
-from reports.sentences import Conclusion
+from reports.sentences import Conclusion, signed
 from reports.statistics import Interval
 
 #: Measures that the summary speaks of; the table has the others.
@@ -40,13 +40,13 @@ def planted_summary(estimates: Estimates) -> tuple[list[Conclusion], int]:
 
 def _number(e: Interval) -> str:
     ends = [] if e.low is None or e.high is None else [e.low, e.high]
-    value, *span = [f"{x:+.2f}".replace("-", "−") if abs(x) >= 0.005 else "0.00" for x in (e.value, *ends)]
+    value, *span = [signed(x, 2) for x in (e.value, *ends)]
     return value + (f" [{', '.join(span)}]" if span else "")
 
 
 def _recovered(found: Planted, gap: Gap) -> tuple[list[Conclusion], int]:
     m, d = measure(gap.measure), gap.difference
-    numbers = [f"{m.scale * x:+.{m.decimals}f}".replace("-", "−") for x in (d.value, d.low, d.high)]
+    numbers = [signed(m.scale * x, m.decimals) for x in (d.value, d.low, d.high)]
     unit = "percentage points" if m.unit == "%" else m.unit
     size = f"`{gap.oracle}` minus `ce` {numbers[0]} {unit} [{numbers[1]}, {numbers[2]}]"
     if not gap.improves:

@@ -52,8 +52,14 @@ def amount(pair: Pair, name: str) -> str:
     m, d = measure(name), pair.result
     unit = " points" if pair.protocol is None or pair.protocol.unit == "points" else " percentage points"
     unit = unit if name == "score" else " percentage points" if m.unit == "%" else f" {m.unit}"
-    numbers = [f"{m.scale * x:+.{m.decimals}f}".replace("-", "−") for x in (d.value, d.low, d.high)]
+    numbers = [signed(m.scale * x, m.decimals) for x in (d.value, d.low, d.high)]
     return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
+
+
+def signed(value: float, decimals: int) -> str:
+    """Write a number with its sign and a true minus; what rounds to zero has no sign."""
+    text = f"{value:+.{decimals}f}"
+    return (text.lstrip("+-") if float(text) == 0.0 else text).replace("-", "−")
 
 
 def count(n: int, word: str) -> str:

@@ -35,7 +35,7 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     found = planted(estimates)
     shown = [e for e in found.entries if e.weights or (e.shares and e.student != "ce")]
     told = [(e, w) for e in shown for w in e.weights if w.tells_blind and weighting(e.student).partition("@")[0] != "oracle"]
-    heights = [0.95 + 0.35 * len(shown), *([1.9 + 0.17 * (len(told) // 2)] if found.entropy_blind else [])]
+    heights = [0.95 + 0.35 * len(shown), *([2.1 + 0.17 * (len(told) // 2)] if found.entropy_blind else [])]
     figure = style.canvas(sum(heights))
     upper, *lower = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     grid = upper.subplots(1, 3, sharey=True, width_ratios=[1.25, 1.0, 0.9])
@@ -64,11 +64,10 @@ def notes(estimates: Estimates) -> list[str]:
     ]
 
 
-def _legend(axes: Axes, columns: int) -> None:
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=columns, handlelength=1.0, columnspacing=1.0, borderaxespad=0.9,
-        handletextpad=0.4,
-    )  # fmt: skip
+def _legend(axes: Axes, rows: int) -> None:
+    """A legend below the axis' label, however many rows of 0.35 inches there are."""
+    below = -0.4 / (0.35 * rows)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), handlelength=1.0, borderaxespad=0.0, handletextpad=0.4)
 
 
 def _shares(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
@@ -89,7 +88,7 @@ def _shares(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
     low, high = min([0.0, *ends]), max([1.0, *ends])
     axes.set_xlim(max(low - 0.12, _SPAN[0]), min(high + 0.12, _SPAN[1]))
     axes.set_xlabel("share of the gap, ce to oracle")
-    _legend(axes, 1)
+    _legend(axes, len(shown))
 
 
 def _mark(axes: Axes, e: Interval, by_seed: Sequence[float], y: float, color: str, marker: str, theme: style.Theme) -> None:
@@ -138,7 +137,7 @@ def _betas(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
     if drawn:
         style.plain_log(axes, "x")
     axes.set_xlabel("β (ratio to ce)")
-    _legend(axes, 1)
+    _legend(axes, len(shown))
 
 
 def _ranks(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
@@ -153,7 +152,7 @@ def _ranks(axes: Axes, shown: Sequence[Entry], theme: style.Theme) -> None:
         axes.plot([], [], marker, color=color, markersize=4.5, linestyle="none", label=label)
     axes.set_xlabel("Spearman's ρ with β")
     axes.set_xlim(-1.08, max(0.3, axes.get_xlim()[1]))
-    _legend(axes, 1)
+    _legend(axes, len(shown))
 
 
 def _detection(

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from reports.frames import Missing, weighting
 from reports.layouts.planted_truth import seeds_notes
 from reports.measures import Estimates, Measure
+from reports.notes import DASH, suite_note
 from reports.planted import ALL, Planted, Weights, planted
 from reports.statistics import Interval
-from reports.tables import DASH, Cell, Column, Row, Table, suite_note, titled
+from reports.tables import Cell, Column, Row, Table, titled
 
 TITLE = "Planted truth: what would have told it?"
 CAPTION = (
@@ -30,7 +31,8 @@ def build(name: str, estimates: Estimates) -> Table:
     for place in places:
         own = Measure("AUC", "AUC", 1.0, 2, None, "area under the ROC curve")
         label = "All samples" if place == ALL else titles.get(place, place)
-        columns.append(Column(label, "AUC", own, "auc", None, "training samples" if place == ALL else place))
+        under = f"AUC, n = {found.entropy_blind[place].n:,}" if place in found.entropy_blind else "AUC"
+        columns.append(Column(label, under, own, "auc", None, "training samples" if place == ALL else place))
     rows = []
     for kind, title in (("blind", "tells a blind teacher"), ("noise", "tells a wrong label")):
         rows.extend(_rows(found, kind, title, places))
@@ -40,7 +42,8 @@ def build(name: str, estimates: Estimates) -> Table:
     notes = (
         *suite_note(estimates.run),
         f"Brackets: {percent} interval, {estimates.resamples:,} resamples of training images. Entropy is read from every "
-        "recorded sample with an image, weights from those of the last quarter of training.",
+        "recorded sample with an image (n), weights from those of the last quarter of training "
+        f"({found.counts['blind'] + found.counts['healthy']:,}); wrong labels are told among samples with a healthy teacher.",
         "Bold: the interval excludes 0.5. Comparisons are not corrected for their number.",
         *seeds_notes(estimates),
         f"{DASH}: only one of the two kinds there.",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from reports.frames import weighting
 from reports.measures import Estimates, Measure, measure
+from reports.notes import DASH, seeds_note, suite_note
 from reports.planted import MEASURES, Entry, Gap, Planted, Weights, planted
+from reports.sentences import signed
 from reports.statistics import Interval
-from reports.tables import DASH, Cell, Column, Row, Table, seeds_note, suite_note, titled
+from reports.tables import Cell, Column, Row, Table, titled
 
 TITLE = "Planted truth: does a weighting do what it says?"
 CAPTION = (
@@ -35,16 +37,19 @@ def build(name: str, estimates: Estimates) -> Table:
 
 def _columns(found: Planted) -> tuple[Column, ...]:
     blind, healthy, noisy = (f"{found.counts[k]:,}" for k in ("blind", "healthy", "noisy"))
+    both = f"{found.counts['blind'] + found.counts['healthy']:,}"
     columns = []
     for name in MEASURES:
         m = Measure(_SHARES[name], "share of the gap", 1.0, 2, None, measure(name).description)
-        columns.append(Column(f"Recovered {_SHARES[name]}", "share of the gap", m, f"recovered_{name}", None, _OVER[name]))
+        asked = max((gap.difference.n for gap in found.gaps if gap.measure == name), default=0)
+        under = f"share of the gap, n = {asked:,}" if asked else "share of the gap"
+        columns.append(Column(f"Recovered {_SHARES[name]}", under, m, f"recovered_{name}", None, _OVER[name]))
     for key, n in (("blind", blind), ("healthy", healthy)):
         m = Measure("β", "weight", 1.0, 2, None, "late weight of the energy")
-        columns.append(Column(f"β {key}", f"median [middle half], n = {n}", m, f"beta_{key}", None, "training samples"))
+        columns.append(Column(f"β {key}", f"median, n = {n}", m, f"beta_{key}", None, "training samples"))
     for key, title, n in (
-        ("blindness", "ρ blindness", f"n = {blind} blind"),
-        ("noise", "ρ noise | healthy", f"n = {noisy} noisy"),
+        ("blindness", "ρ blindness", f"n = {blind} of {both}"),
+        ("noise", "ρ noise", f"n = {noisy} of {healthy}"),
     ):
         m = Measure("ρ", "Spearman", 1.0, 2, None, "rank correlation with the weight")
         columns.append(Column(title, n, m, f"rho_{key}", None, "training samples"))
@@ -121,7 +126,7 @@ def _gap_notes(found: Planted) -> list[str]:
     out = []
     for gap in found.gaps:
         m, d = measure(gap.measure), gap.difference
-        numbers = [f"{m.scale * x:+.{m.decimals}f}".replace("-", "−") for x in (d.value, d.low, d.high)]
+        numbers = [signed(m.scale * x, m.decimals) for x in (d.value, d.low, d.high)]
         unit = "percentage points" if m.unit == "%" else m.unit
         text = f"`{gap.oracle}` minus `ce` in {said(gap)}: {numbers[0]} {unit} [{numbers[1]}, {numbers[2]}]"
         if not gap.improves:

@@ -1,5 +1,8 @@
 """The planted truth: shares, weights, correlations against independent arithmetic; a panel only where faults were planted."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -295,3 +298,18 @@ def test_the_oracles_zeros_are_left_off_logarithmic_axes_with_the_reason(estimat
     by_name = {d.name: d for d in figures.drawings()}
     assert any(ORACLE in note for note in by_name["beta-evolution"].notes(estimates))
     assert any("only where the teacher is not blind" in note for note in by_name["beta-trust"].notes(estimates))
+
+
+def test_the_panels_tables_compile_in_latex(planted_run, tmp_path, unsaved):
+    latex = shutil.which("tectonic") or shutil.which("pdflatex")
+    if latex is None:
+        pytest.skip("neither tectonic nor pdflatex is installed")
+    build(planted_run, formats=("tex",), layouts=list(NAMES), out=tmp_path, resamples=50)
+    body = "".join(rf"\input{{tables/{name}}}" for name in NAMES)
+    text = (
+        rf"\documentclass{{article}}\usepackage[T1]{{fontenc}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    )
+    (tmp_path / "alone.tex").write_text(text)
+    command = [latex, "alone.tex"] if "tectonic" in latex else [latex, "-halt-on-error", "alone.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout[-1500:]
