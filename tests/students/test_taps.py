@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tap_toys import batch_of, own_columns, token_batch
 
 from harness.base import UserError
 from students import taps
-from students.batch import TokenBatch
 from students.blind import Blind
 from students.data.pack import collate, encode, groups
 from students.data.samples import TrainingSet
@@ -67,11 +67,6 @@ def eager(pair_of_models):
     ).eval()
 
 
-def batch_of(made, rows=None):
-    encoded, pixels, packed = made
-    return collate(encoded, packed if rows is None else rows, pixels)
-
-
 # ---- the student -----------------------------------------------------------------------------------------------------------
 
 
@@ -101,12 +96,6 @@ def test_vision_logits_are_those_of_the_whole_sequence(student, made):
     got = student.observe(batch, {"vision_logits"})[1]["vision_logits"]
     torch.testing.assert_close(got, expected)
     assert got.shape[-1] == student.tap_width("vision_logits")
-
-
-def own_columns(batch, k):
-    """The columns of sample k's tokens, from the row's segments."""
-    row = int(batch.prompt_row[k])
-    return row, [c for c in range(batch.segment.shape[1]) if batch.segment[row, c] == batch.question[k]]
 
 
 def test_attention_is_transformers_own_for_a_single_question(student, eager, made):
@@ -276,11 +265,6 @@ def test_mean_image_is_over_the_training_images(made, make_data):
 
 
 # ---- energies on real taps -------------------------------------------------------------------------------------------------
-
-
-def token_batch(student, batch, hidden, paired):
-    logits = student.head(student.supervised(hidden, batch))
-    return TokenBatch(logits, torch.zeros_like(logits), batch.labels, batch.sample, paired)
 
 
 @pytest.mark.parametrize("name", ["fd", "align_kd", "llava_kd"])
