@@ -195,6 +195,7 @@ def load(
     limit: int | None = None,
     split: str | None = None,
     options: Mapping[str, Any] | None = None,
+    partial: bool = False,
 ) -> QuestionSet:
     """Return the protocol's questions.
 
@@ -205,10 +206,12 @@ def load(
         split: another split of the same source (``train``, ``dev``); the expected rows and digest, and the rules of the
             aggregation, are those of the protocol's own split, so they are not checked then.
         options: added to the protocol's source options; only together with ``split``.
+        partial: the data may hold fewer or more rows than the protocol expects; nothing is pinned then.
 
     Raises:
-        UserError: when rows or digest differ from what the protocol expects, ids repeat, an image is missing, or the
-            clusters do not fit the aggregation (a broken MME pair), all before anything is generated.
+        UserError: when rows or digest differ from what the protocol expects or from the first load (:mod:`tasks.pins`), ids
+            repeat, an image is missing, or the clusters do not fit the aggregation (a broken MME pair), all before anything
+            is generated.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; allowed: 1 or more clusters")
@@ -218,9 +221,13 @@ def load(
     chosen = {**protocol.data.options, **(options or {})}
     if data_root is not None:
         chosen["data_root"] = str(data_root)
+    if protocol.dataset is not None:
+        chosen |= {"name": protocol.name, "dataset": protocol.dataset.model_dump(), "keep": protocol.keep}
     questions = sources.load(protocol.data.source, protocol.benchmark, split or protocol.data.split, **chosen)
-    if own and protocol.data.rows is not None and len(questions.questions) != protocol.data.rows:
+    if own and not partial and protocol.data.rows is not None and len(questions.questions) != protocol.data.rows:
         raise UserError(f"{protocol.name}: the data hold {len(questions.questions)} questions, expected {protocol.data.rows}")
+    if own and not partial and protocol.dataset is not None and protocol.dataset.revision is None:
+        pins.check(protocol.name, len(questions.questions), questions.digest, str(data_root or protocol.dataset.id))
     if own and protocol.data.digest is not None and questions.digest != protocol.data.digest:
         raise UserError(
             f"{protocol.name}: the data's digest is {questions.digest}, expected {protocol.data.digest}: "

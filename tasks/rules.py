@@ -42,7 +42,7 @@ def rule(kind: str, name: str) -> Callable[..., Any]:
     Raises:
         UnknownName: when there is no such function; lists those of its module, or of all modules.
     """
-    module, _, function = name.partition(".")
+    module = name.partition(".")[0]
     within = [module] if module in modules() else modules()
     known = {f"{each}.{key}": value for each in within for key, value in _functions(each).items()}
     if name not in known:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.base import UserError
-from tasks import bridge
 from tasks.catalogue import Protocol, load
+from tasks.prompting import prompts
 from tasks.questions import Pixels, Question
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def training_rows(
     images: dict[str, Pixels] = {}
     for protocol in protocols:
         questions = load(protocol, data_root, split=split, options=options)
-        for question, prompt in zip(questions.questions, bridge.prompts(protocol, questions, scored=False), strict=True):
+        for question, prompt in zip(questions.questions, prompts(protocol, questions, scored=False), strict=True):
             name = f"{protocol.benchmark}/{question.id}"
             answer = _answer(question, name, label_noise, seed)
             blind = question.image is not None and random.Random(f"blind {seed} {question.image}").random() < blindness

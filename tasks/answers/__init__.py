@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.base import UserError, digest
 from tasks import rules
 from tasks.answers import files, formats, shapes
-from tasks.questions import Question, QuestionSet
+from tasks.questions import Pictures, Question, QuestionSet
 
 if TYPE_CHECKING:
     from tasks.catalogue import Protocol
 
 Key = tuple[str, ...]
+Row = shapes.Row
 
 
 @dataclass(frozen=True)
@@ -64,34 +65,60 @@ def gold(protocol: Protocol, path: str | Path | None = None, data_root: str | Pa
     if path is not None:
         content = files.read(Path(path))
         rows, whole = formats.rows(protocol.benchmark, content)
-        return assemble(protocol, rows, str(path), whole)
+        return assemble(protocol.benchmark, protocol.name, protocol.keep, rows, str(path), whole=whole)
     from tasks import catalogue
 
     return catalogue.load(protocol, data_root)
 
 
-def assemble(protocol: Protocol, rows: list[shapes.Row], path: str, whole: bool = False) -> Gold:
-    """Return rows in official columns as a protocol's gold: shaped, split into counted and left-out rows, keyed."""
-    shape = shapes.shape(protocol.benchmark)
-    keep = rules.rule("keep", protocol.keep) if protocol.keep is not None else None
+def assemble(
+    benchmark: str,
+    name: str,
+    keep: str | None,
+    rows: Sequence[Row],
+    path: str,
+    *,
+    whole: bool = False,
+    shown: Sequence[str | None] | None = None,
+    pictures: Pictures | None = None,
+) -> Gold:
+    """Return rows in official columns as a protocol's gold: shaped, split into counted and left-out rows, keyed.
+
+    Args:
+        benchmark: says what the columns mean.
+        name: of the protocol.
+        keep: the protocol's rule for rows that count.
+        rows: in the data set's order.
+        path: where they were read from, for messages.
+        whole: see :class:`Gold`.
+        shown: per row, the key of its image in ``pictures``; without it no question has an image.
+        pictures: the images.
+
+    Raises:
+        UserError: when ids repeat, a row does not fit its benchmark, or no row counts.
+    """
+    shape = shapes.shape(benchmark)
+    kept = rules.rule("keep", keep) if keep is not None else None
     counted: list[Question] = []
     left_out: dict[str, str] = {}
     keys: dict[Key, str] = {}
-    ambiguous: Counter[Key] = Counter()
+    times: Counter[Key] = Counter()
     for number, row in enumerate(rows):
         made = shape(row, number)
         for key in dict.fromkeys(made.keys):
             if key in keys and key == made.keys[0]:
                 raise UserError(f"{path}: two rows are called {' / '.join(key)}")
-            ambiguous[key] += 1
+            times[key] += 1
             keys[key] = made.question.id
-        if keep is None or keep(made.question.doc, made.question.image is not None or made.shows_image):
-            counted.append(made.question)
+        if kept is None or kept(made.question.doc, made.shows_image):
+            picture = None if shown is None else shown[number]
+            counted.append(replace(made.question, image=picture))
         else:
-            left_out[made.question.id] = f"outside {protocol.name}"
+            left_out[made.question.id] = f"outside {name}"
     if not counted:
-        raise UserError(f"{path}: none of its {len(rows)} rows is one that {protocol.name} counts")
-    unique = {key: name for key, name in keys.items() if ambiguous[key] == 1}
-    content = [[q.id, q.cluster, q.group, q.answer] for q in counted]
+        raise UserError(f"{path}: none of its {len(rows)} rows is one that {name} counts")
+    unique = {key: found for key, found in keys.items() if times[key] == 1}
+    content = [[q.id, q.cluster, q.group, q.answer, q.image, str(q.doc.get("question"))] for q in counted]
     order = tuple(q.id for q in counted)
-    return Gold(tuple(counted), {}, digest(content), left_out, unique, order, whole, path)
+    images = {} if pictures is None else pictures.only(q.image for q in counted if q.image is not None)
+    return Gold(tuple(counted), images, digest(content), left_out, unique, order, whole, path)

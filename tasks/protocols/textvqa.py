@@ -24,7 +24,7 @@ _CONTRACTIONS: dict[str, str] = {
     **_TABLE["other_contractions"],
 }
 _ARTICLES = {"a", "an", "the"}
-_MARKS = ";/[]\"{}()=+\\_-><@`,?!"
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _STOP = re.compile(r"(?!<=\d)(\.)(?!\d)")  # published so: the first bracket is no look-behind, and every such dot goes
 _COMMA = re.compile(r"(?<=\d)(,)+(?=\d)")
 _STOPS = 32  # the published code passes re.UNICODE (32) where the number of replacements belongs

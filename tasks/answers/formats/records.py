@@ -18,7 +18,7 @@ def rows(benchmark: str, content: Content) -> list[dict[str, Any]] | None:
     The question is the prompt's first line. Options are not read: prompts are often cut. Rows of MMBench carry no index,
     so none is a rotation of another.
     """
-    if not content.rows or any(not _NEEDED <= set(row) for row in content.rows):
+    if not content.rows or any(not set(row) >= _NEEDED for row in content.rows):
         return None
     made = []
     for number, row in enumerate(content.rows):

@@ -28,12 +28,17 @@ def rows(benchmark: str, content: Content) -> list[dict[str, Any]] | None:
     """
     if not content.rows:
         return None
-    named = [{**row, **{new: row[old] for old, new in _ALIASES.items() if old in row and new not in row}} for row in content.rows]
+    named = [_renamed(row) for row in content.rows]
     if "ground_truth" in named[0]:
         return None
     missing = {name for row in named for name in NEEDED[benchmark] if name not in row}
     if missing and "question" not in named[0]:
         return None
     if missing:
-        raise UserError(f"{content.path}: rows without {', '.join(sorted(missing))}: questions, but no gold answers to score by")
+        lacking = ", ".join(sorted(missing))
+        raise UserError(f"{content.path}: rows without {lacking}: questions, but no gold answers to score by")
     return named
+
+
+def _renamed(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, **{new: row[old] for old, new in _ALIASES.items() if old in row and new not in row}}
