@@ -32,19 +32,27 @@ class Session:
         limit: whole clusters per protocol, or None for the preset's.
         wanted: the cells asked for.
         console: where to speak.
+        data_root: the folder with the published data sets, for protocols that read one.
     """
 
     def __init__(
-        self, root: Path, preset: Preset, models: Models, limit: int | None, wanted: Sequence[Cell], console: Console
+        self,
+        root: Path,
+        preset: Preset,
+        models: Models,
+        limit: int | None,
+        wanted: Sequence[Cell],
+        console: Console,
+        data_root: Path | None = None,
     ) -> None:
         self.root = root
         self.preset = preset
         self.console = console
-        self._models, self._limit, self._wanted = models, limit, wanted
+        self._models, self._limit, self._wanted, self._data_root = models, limit, wanted, data_root
 
     def _plan(self) -> tuple[Blueprint, list[plan.Stage], set[str]]:
-        wanted = widened(self.root, self.preset, self._models, self._limit, self._wanted)
-        blueprint = Blueprint(self.preset, self._models, self._limit, wanted)
+        wanted = widened(self.root, self.preset, self._models, self._limit, self._wanted, self._data_root)
+        blueprint = Blueprint(self.preset, self._models, self._limit, wanted, self._data_root)
         stages = blueprint.stages()
         return blueprint, stages, plan.survey(self.root, stages)
 

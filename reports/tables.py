@@ -320,7 +320,7 @@ def _reference(level: str, columns: Sequence[Column], run: Run) -> Row:
         if column.protocol is None:
             raise UserError("references need one protocol per column")
         constant = run.manifest.protocols[column.protocol.name].constant
-        value = column.protocol.chance if level == "chance" else (constant.value if constant else None)
+        value = run.chance(column.protocol) if level == "chance" else (constant.value if constant else None)
         note = f"always {constant.answer!r}" if level == "constant" and constant else None
         cells.append(None if value is None else Cell(value, None, None, column.measure.decimals, note=note))
     label = {"chance": "random guessing", "constant": "best constant answer"}[level]
@@ -362,6 +362,8 @@ def _notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], estim
 def seeds_note(run: Run) -> str:
     """Say what the intervals do not cover."""
     n = len(run.manifest.seeds)
+    if n == 0:
+        return "Nothing was trained: given models, each evaluated once by greedy decoding."
     if n == 1:
         return "One seed per student: training variation is unmeasured."
     return f"{n} seeds per student, averaged; intervals do not cover the variation between trainings."
