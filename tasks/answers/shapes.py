@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.base import UserError, unknown
+from tasks.protocols import mme
 from tasks.questions import Question
 
 Row = dict[str, Any]
 Key = tuple[str, ...]
-MME_SUFFIX = "Please answer yes or no."
 ROTATIONS = 1_000_000
 _LETTERS = "ABCDE"
 
@@ -152,7 +152,7 @@ def mme_key(picture: str, asked: str) -> Key:
         asked: the question as any toolkit writes it, with or without what it appends.
     """
     parts = picture.split("/")
-    text = asked.split("\n")[0].strip().removesuffix(MME_SUFFIX).strip()
+    text = asked.split("\n")[0].strip().removesuffix(mme.SUFFIX).strip()
     return f"{parts[0]}/{parts[-1]}", text
 
 
@@ -162,6 +162,8 @@ def _mme(row: Mapping[str, Any], number: int) -> Shaped:
     if "/" not in picture:
         raise _bad("mme", number, f"question_id is {picture!r}, expected category/image")
     category = str(row.get("category") or picture.split("/")[0])
+    if category not in (*mme.PERCEPTION, *mme.COGNITION):
+        raise _bad("mme", number, f"the category is {category!r}; known: {', '.join((*mme.PERCEPTION, *mme.COGNITION))}")
     key = mme_key(picture, str(row["question"]))
     doc = {**row, "question_id": key[0], "category": category, "answer": answer.capitalize()}
     return Shaped(Question("/".join(key), doc, None, answer, key[0], category), (key,), True)

@@ -13,12 +13,12 @@ PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-_SUFFIX = "Please answer yes or no."
+SUFFIX = "Please answer yes or no."
 
 
 def prompt(doc: Doc) -> str:
     """The question without MME's own request, and LLaVA's request for a short answer."""
-    question = doc["question"].strip().removesuffix(_SUFFIX).strip()
+    question = doc["question"].strip().removesuffix(SUFFIX).strip()
     return f"{question}\nAnswer the question using a single word or phrase."
 
 

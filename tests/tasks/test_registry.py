@@ -12,10 +12,23 @@ import tasks
 from harness.base import UnknownName, UserError
 from tasks import catalogue, rules
 
-REQUIRED = (
-    "scienceqa@all scienceqa@img scienceqa@lmms gqa@llava gqa@lmms textvqa@ocr textvqa@no-ocr textvqa@lmms pope@mean-f1 "
-    "pope@lmms mmbench@circular mmbench@vanilla mmbench@lmms mme@perception mme@cognition"
-).split()
+REQUIRED = [
+    "scienceqa@all",
+    "scienceqa@img",
+    "scienceqa@lmms",
+    "gqa@llava",
+    "gqa@lmms",
+    "textvqa@ocr",
+    "textvqa@no-ocr",
+    "textvqa@lmms",
+    "pope@mean-f1",
+    "pope@lmms",
+    "mmbench@circular",
+    "mmbench@vanilla",
+    "mmbench@lmms",
+    "mme@perception",
+    "mme@cognition",
+]
 OFFICIAL = [name for name in tasks.names() if tasks.protocol(name).official]
 LMMS = [name for name in OFFICIAL if tasks.protocol(name).scorer == "lmms"]
 PUBLISHED = [name for name in OFFICIAL if name not in LMMS]
@@ -75,7 +88,12 @@ def test_lmms_protocols_are_what_lmms_eval_ships(name):
 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
-    [("sciqa", "scienceqa@"), ("pope@f1", "pope@mean-f1"), ("mmbench@circ", "mmbench@circular"), ("mme@perc", "mme@perception")],
+    [
+        ("sciqa", "scienceqa@"),
+        ("pope@f1", "pope@mean-f1"),
+        ("mmbench@circ", "mmbench@circular"),
+        ("mme@perc", "mme@perception"),
+    ],  # fmt: skip
 )
 def test_near_misses_are_understood(wrong, meant):
     with pytest.raises(UnknownName) as caught:

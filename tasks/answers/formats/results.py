@@ -13,8 +13,8 @@ WHAT = "MME's folder of CATEGORY.txt files with the tab-separated fields image, 
 
 def rows(benchmark: str, content: Content) -> list[dict[str, Any]] | None:  # noqa: ARG001
     """Return the categories' rows one after the other, by file name; further fields of a line are replies, not read here."""
-    parts = content.parts or {content.path.stem: content}
-    if any(part.lines is None for part in parts.values()):
+    parts = {name: part for name, part in (content.parts or {content.path.stem: content}).items() if part.path.suffix == ".txt"}
+    if not parts or any(part.lines is None for part in parts.values()):
         return None
     made = []
     for category, part in parts.items():
