@@ -9,7 +9,7 @@ from typing import Any
 
 import tasks
 from harness import store
-from harness.base import UserError, digest, digest_folder
+from harness.base import UserError, digest_folder
 from harness.config import Evaluation, Models, Preset, Train, load_recipe, load_variant, model_path
 from harness.plan import Stage, survey
 from harness.stages import collect, data, evaluate, models, student
@@ -57,20 +57,6 @@ def cells(
     names: list[tuple[str, int | None]] = [(name, None) for name in given]
     names += [(recipe.name, seed) for recipe in recipes for seed in seeds]
     return [Cell(name, seed, protocol) for name, seed in names for protocol in protocols]
-
-
-def folder_signature(folder: Path) -> str:
-    """Return a digest of the names, sizes and times of the files below ``folder``: whether to read it again, cheaply.
-
-    Raises:
-        UserError: when it is no folder, or holds no file.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--data-root {folder} is not a folder")
-    facts = [(p.relative_to(folder).as_posix(), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
-    if not facts:
-        raise UserError(f"--data-root {folder} holds no file")
-    return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in facts])
 
 
 def student_folder(recipe: str, seed: int) -> str:
@@ -219,7 +205,7 @@ class Blueprint:
                 version=data.STAGE_VERSION,
                 config={"protocols": asked, "limit": self.limit, **self._evaluation_facts("pictures", "incomplete")},
                 targets=("questions", *self._pictures()),
-                given={} if self.data_root is None else {"data_root": folder_signature(self.data_root)},
+                given={key: value for name in self.protocols for key, value in self._data_given(name).items()},
                 places=self._data_places(),
             )
         )
@@ -235,6 +221,13 @@ class Blueprint:
 
     def _data_places(self) -> dict[str, str]:
         return {} if self.data_root is None else {"data_root": str(self.data_root)}
+
+    def _data_given(self, name: str) -> dict[str, str]:
+        """Return what the data root holds for a protocol, as a stage's ``given``."""
+        protocol = tasks.protocol(name)
+        if self.data_root is None or protocol.dataset is None:
+            return {}
+        return {f"data/{protocol.benchmark}": data.signature(self.data_root / protocol.benchmark)}
 
     def _model(self, role: str) -> None:
         source = self._source(role)
@@ -314,8 +307,6 @@ class Blueprint:
             targets = (*targets, gold)
         elif taught:
             reads = (*reads, gold)
-        if self.data_root is not None:  # what the folder holds is known once it was read
-            reads = (*reads, data.facts(cell.protocol))
         config = {
             "name": cell.name,
             "protocol": data.evaluation_facts(tasks.protocol(cell.protocol)),
@@ -334,7 +325,7 @@ class Blueprint:
                 config=config,
                 targets=targets,
                 reads=reads,
-                given=given,
+                given={**given, **self._data_given(cell.protocol)},
                 places={"checkpoint": checkpoint, **self._data_places()},
                 job=cell.job,
                 resumes=True,

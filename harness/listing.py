@@ -61,6 +61,8 @@ def show_protocols(console: Console, title: str = "Protocols (--protocol)", mine
     protocols = [(name, tasks.protocol(name)) for name in tasks.names()]
     described = [(name + (" *" if name in mine else ""), f"{each.title}: {each.description}") for name, each in protocols]
     _section(console, title, described)
+    scores = [tasks.derived(name) for name in tasks.derived_names()]
+    _section(console, "Derived scores", ((each.name, f"{each.title}: {each.description}") for each in scores))
 
 
 def show_plan(console: Console, stages: Sequence[Stage], done: set[str], workers: int) -> None:

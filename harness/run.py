@@ -73,7 +73,7 @@ def run(
     """Parse the command line and do what it says."""
     from harness.config import fetch, load_preset, load_recipe, retrained
 
-    if no_network or not model:  # a model may be the hub's
+    if no_network:
         offline()
     preset = load_preset(preset_name)
     if list_all:
@@ -106,10 +106,12 @@ def run(
         raise UserError(f"preset {preset.name!r} evaluates given models: name one with --model NAME=PATH_OR_ID")
     models = selection.with_earlier(root, models, cli.console)
     fetch(models)
-    offline()
+    online = data_root is None and not no_network and selection.on_the_hub(protocols)
+    if not online:
+        offline()
     wanted = cells(chosen, seed_list, protocols, models.names)
     where = None if data_root is None else data_root.expanduser().resolve()
-    session = Session(root, preset, models, limit, wanted, cli.console, where)
+    session = Session(root, preset, models, limit, wanted, cli.console, where, online)
     if dry_run:
         session.show()
         return

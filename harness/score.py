@@ -40,6 +40,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON and
 Partial = Annotated[bool, typer.Option("--partial", help="Score what is there, and say PARTIAL on every line.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="A folder with the data sets (docs/data_root.md).")]
 Examples = Annotated[int, typer.Option("--limit-examples", help="Show at most N unparseable replies of each protocol.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Reach no network, not even for the gold answers.")]
 ListAll = Annotated[bool, typer.Option("--list", help="Show every protocol with its description.")]
 
 
@@ -53,6 +54,7 @@ def score(
     partial: Partial = False,
     data_root: DataRoot = None,
     limit_examples: Examples = 3,
+    no_network: Offline = False,
     list_all: ListAll = False,
 ) -> None:
     """Parse the command line and score."""
@@ -76,7 +78,7 @@ def score(
         raise UserError(f"--protocol names {' and '.join(benchmarks)}: one file of replies answers one benchmark")
     if out is not None:
         rescoring.check_out(out)
-    if gold is not None or data_root is not None:
+    if no_network or gold is not None or data_root is not None:
         offline()
     results = [rescoring.rescore(each, replies, gold, data_root, partial) for each in chosen]
     if out is not None:

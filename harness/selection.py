@@ -94,6 +94,11 @@ def protocols(text: str, preset: Preset) -> list[str]:
     return [name for name in dict.fromkeys(order) if name in chosen]
 
 
+def on_the_hub(protocols: Sequence[str]) -> bool:
+    """Say whether any of the protocols has its questions on the hub, and not in this package."""
+    return any(tasks.protocol(name).dataset is not None for name in protocols)
+
+
 def models(texts: Sequence[str], under: Models) -> Models:
     """Resolve ``--model NAME=PATH_OR_ID``, adding to the models ``under`` it; a name given again replaces that model.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.base import UserError, write_json
+from harness.base import UserError, digest, digest_file, write_json
 
 if TYPE_CHECKING:
     from harness.workers import Context
@@ -88,6 +89,22 @@ def load_questions(context: Context, protocol: Protocol, limit: int | None) -> Q
         kept[key] = tasks.load(protocol, data_root=root, limit=limit, partial=bool(context.config.get("incomplete")))
     questions: QuestionSet = kept[key]
     return questions
+
+
+@functools.cache  # a plan is made several times by one command, and data sets are large
+def signature(folder: Path) -> str:
+    """Return a digest of a benchmark's folder of a data root: contents of its files, of images their names and sizes.
+
+    Raises:
+        UserError: when the folder is not there, or empty.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: --data-root holds a folder per benchmark (docs/data_root.md)")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if not files:
+        raise UserError(f"{folder} holds no file (docs/data_root.md)")
+    pictures = {path for path in files if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")}
+    return digest([[f.relative_to(folder).as_posix(), f.stat().st_size if f in pictures else digest_file(f)] for f in files])
 
 
 def facts(protocol: str) -> str:

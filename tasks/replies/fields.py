@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.base import UserError
-from tasks.answers.shapes import MME_SUFFIX, mme_key
+from tasks.answers.shapes import mme_key
+from tasks.protocols.mme import SUFFIX
 from tasks.questions import Question
 
 IDS = ("id", "question_id", "questionId", "pid", "index")
@@ -161,7 +162,7 @@ def _mme(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def _bare(text: str) -> str:
     """Return the words of a question in one case, without what MME appends inside its questions."""
-    return re.sub(r"\W+", " ", text.replace(MME_SUFFIX, " ")).strip().casefold()
+    return re.sub(r"\W+", " ", text.replace(SUFFIX, " ")).strip().casefold()
 
 
 def contradiction(fields: Mapping[str, Any], question: Question) -> str | None:
