@@ -93,7 +93,7 @@ def test_lmms_protocols_are_what_lmms_eval_ships(name):
         ("pope@f1", "pope@mean-f1"),
         ("mmbench@circ", "mmbench@circular"),
         ("mme@perc", "mme@perception"),
-    ],  # fmt: skip
+    ],
 )
 def test_near_misses_are_understood(wrong, meant):
     with pytest.raises(UnknownName) as caught:
