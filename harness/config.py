@@ -244,7 +244,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def fetch(models: Models) -> None:
-    """Download the external models that are the hub's and not yet on this machine.
+    """Make sure that the external models are there, and download those that are the hub's and not yet on this machine.
 
     Raises:
         UserError: when one cannot be had.
@@ -252,6 +252,7 @@ def fetch(models: Models) -> None:
     for source in models.external.values():
         if is_hub_id(source):
             hub.fetch(source)
+        model_path(source)
 
 
 def model_path(source: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FORMATS = (".csv", ".jsonl", ".parquet", ".tsv")
 _UNITS = {"percent": "%", "points": "points"}
 _LONG = 80
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,18 @@ def rescore(protocol: Protocol, replies: Path, gold: Path | None, data_root: Pat
     else:
         questions = tasks.load(protocol, data_root if protocol.dataset is not None else None, partial=partial)
     found = read(replies, protocol, questions)
+    if not partial and protocol.data.rows in (None, len(questions.questions)):
+        _refuse_missing(replies, [question.id for question in questions.questions], {row["id"] for row in found.rows})
     scores = tasks.score(protocol, found.rows, questions, partial=partial)
     return Result(protocol, scores, interval(scores.rows, protocol), found, len(questions.questions), partial)
+
+
+def _refuse_missing(path: Path, asked: Sequence[str], answered: Collection[str]) -> None:
+    missing = [name for name in asked if name not in answered]
+    if missing:
+        named = ", ".join(repr(name) for name in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        count = f"{len(missing):,} of {len(asked):,} questions"
+        raise UserError(f"{path}: {count} have no reply: {named}; --partial scores what is there")
 
 
 def record(result: Result) -> dict[str, Any]:

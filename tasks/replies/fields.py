@@ -139,6 +139,7 @@ def keys(benchmark: str, fields: Mapping[str, Any], where: str) -> list[tuple[st
 def _pope(fields: Mapping[str, Any], name: str) -> list[tuple[str, ...]]:
     """Return (category, question_id); LLaVA's ids say the split themselves."""
     category = next((str(fields[n]).strip().lower() for n in ("category", "group", "split") if fields.get(n)), None)
+    category = None if category is None else category.removeprefix("coco_pope_")  # as its label files are called
     found: list[tuple[str, ...]] = [] if category is None else [(category, name)]
     if name.isdecimal() and int(name) > LLAVA_STEP:
         number, rest = divmod(int(name), LLAVA_STEP)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,27 @@ def test_help_has_examples(tmp_path):
 def test_counts_that_differ_are_errors_that_name_them(pope, tmp_path):
     with pytest.raises(harness.base.UserError, match="12 rows that count, the protocol 8910"):
         call("--protocol", "pope@mean-f1", *pope[:-1])
+
+
+def test_missing_replies_are_named(tmp_path):
+    import tasks
+
+    questions = tasks.load(tasks.protocol("pope@miniature")).questions
+    path = tmp_path / "r.jsonl"
+    path.write_text(lines(*({"id": q.id, "reply": q.answer} for q in questions[4:])))
+    named = ", ".join(repr(q.id) for q in questions[:3])
+    with pytest.raises(harness.base.UserError, match=f"4 of 600 questions have no reply: {named}, ...; --partial"):
+        call("--protocol", "pope@miniature", "--replies", path)
+
+
+def test_scoring_opens_no_connection(pope, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert json.loads(call("--protocol", "pope@mean-f1", *pope, "--json"))["n"] == 12
+    assert json.loads(call("--protocol", "pope@lmms", *pope, "--json"))["n"] == 12
 
 
 def test_published_protocols_load_no_torch_and_no_lmms_eval(pope, tmp_path):
