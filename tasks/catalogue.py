@@ -41,8 +41,9 @@ class Dataset(Strict):
 
     Attributes:
         id, config, split: on the Hugging Face hub.
-        revision: commit of the hub's data set; null where no public source states one: row count and content digest are
-            then recorded at the first load, and a later load that differs is an error (:mod:`tasks.pins`).
+        revision: commit of the hub's data set; null where no public source states one. Then, and for data from a folder, row
+            count and content digest are recorded at the first load, and a later load that differs is an error
+            (:mod:`tasks.pins`).
         source_of_revision: who states it; null exactly where ``revision`` is.
         original: the same questions in their authors' own files, with the revision of those, for offline use.
     """
@@ -182,11 +183,11 @@ def protocol(name: str) -> Protocol:
     return found
 
 
-def siblings(protocol: Protocol) -> dict[str, int]:
-    """Return the other protocols of a benchmark that say how many rows they expect, with that number."""
-    names_of = [name for name in names() if name.split("@")[0] == protocol.benchmark and name != protocol.name]
-    found = {name: read_yaml(FOLDER / f"{name}.yaml", Protocol).data.rows for name in names_of}
-    return {name: rows for name, rows in found.items() if rows is not None}
+def hint(protocol: Protocol, rows: int) -> str:
+    """Return "; NAME expects ROWS" where other protocols of the benchmark, or another of its releases, hold so many rows."""
+    others = [name for name in names() if name.split("@")[0] == protocol.benchmark and name != protocol.name]
+    fitting = [name for name in others if read_yaml(FOLDER / f"{name}.yaml", Protocol).data.rows == rows]
+    return f"; {', '.join(fitting)} expect(s) {rows}" if fitting else ""
 
 
 def load(
@@ -225,8 +226,12 @@ def load(
         chosen |= {"name": protocol.name, "dataset": protocol.dataset.model_dump(), "keep": protocol.keep}
     questions = sources.load(protocol.data.source, protocol.benchmark, split or protocol.data.split, **chosen)
     if own and not partial and protocol.data.rows is not None and len(questions.questions) != protocol.data.rows:
-        raise UserError(f"{protocol.name}: the data hold {len(questions.questions)} questions, expected {protocol.data.rows}")
-    if own and not partial and protocol.dataset is not None and protocol.dataset.revision is None:
+        count = len(questions.questions)
+        raise UserError(
+            f"{protocol.name}: the data hold {count} questions, expected {protocol.data.rows}{hint(protocol, count)}"
+        )
+    pinned = protocol.dataset is not None and (data_root is not None or protocol.dataset.revision is None)
+    if own and not partial and protocol.dataset is not None and pinned:
         pins.check(protocol.name, len(questions.questions), questions.digest, str(data_root or protocol.dataset.id))
     if own and protocol.data.digest is not None and questions.digest != protocol.data.digest:
         raise UserError(

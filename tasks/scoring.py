@@ -13,7 +13,7 @@ import pandas as pd
 from harness.base import UserError, nearest
 from tasks import aggregate, prompting, published
 from tasks.answers import Gold
-from tasks.catalogue import Protocol, load, siblings
+from tasks.catalogue import Protocol, hint, load
 from tasks.catalogue import protocol as find
 from tasks.questions import Question, QuestionSet
 
@@ -85,10 +85,8 @@ def _check_rows(protocol: Protocol, questions: QuestionSet) -> None:
     if not isinstance(questions, Gold) or expected is None or len(questions.questions) == expected:
         return
     count = len(questions.questions)
-    others = [name for name, rows in siblings(protocol).items() if rows == count]
-    hint = f"; {' and '.join(others)} expect(s) {count}" if others else ""
     raise UserError(
-        f"{protocol.name}: {questions.path} holds {count} rows that count, the protocol {expected}{hint}; "
+        f"{protocol.name}: {questions.path} holds {count} rows that count, the protocol {expected}{hint(protocol, count)}; "
         "--partial scores what is there"
     )
 

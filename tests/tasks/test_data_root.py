@@ -226,13 +226,30 @@ def test_the_hub_is_asked_for_what_the_protocol_names(monkeypatch):
     asked = hub(monkeypatch, tables)
     questions = tasks.load(protocol, partial=True)
     assert asked == [
-        ("lmms-lab/GQA", "testdev_balanced_instructions", "testdev", None),
-        ("lmms-lab/GQA", "testdev_balanced_images", "testdev", None),
+        ("lmms-lab/GQA", "testdev_balanced_instructions", "testdev", protocol.dataset.revision),
+        ("lmms-lab/GQA", "testdev_balanced_images", "testdev", protocol.dataset.revision),
     ]
     assert [q.answer for q in questions.questions] == ["couch"]
     pinned = {**protocol.dataset.model_dump(), "revision": "abc"}
     published.load("gqa", "testdev", name="gqa@llava", dataset=pinned)
     assert asked[-1][-1] == "abc"
+
+
+def test_only_hub_data_without_a_revision_are_pinned(monkeypatch):
+    protocol = tasks.protocol("scienceqa@all")
+    row = {"question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": "", "image": None}
+    hub(monkeypatch, {"ScienceQA-FULL": [row]})
+    small = protocol.model_copy(update={"data": protocol.data.model_copy(update={"rows": 1})})
+    assert protocol.dataset.revision is not None
+    tasks.load(small)
+    assert not pins.folder().exists()
+    dataset = protocol.dataset.model_copy(update={"revision": None, "source_of_revision": None})
+    tasks.load(small.model_copy(update={"dataset": dataset}))
+    assert len(list(pins.folder().iterdir())) == 1
+    hub(monkeypatch, {"ScienceQA-FULL": [{**row, "answer": 0}]})
+    tasks.load(small)
+    with pytest.raises(UserError, match="scores would not be comparable"):
+        tasks.load(small.model_copy(update={"dataset": dataset}))
 
 
 def test_hub_rows_of_scienceqa_may_have_no_image(monkeypatch):
