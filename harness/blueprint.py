@@ -10,7 +10,7 @@ from typing import Any
 import tasks
 from harness import store
 from harness.base import UserError, digest_folder
-from harness.config import Models, Preset, Train, load_recipe, load_variant, model_path
+from harness.config import Evaluation, Models, Preset, Train, load_recipe, load_variant, model_path
 from harness.plan import Stage, survey
 from harness.stages import collect, data, evaluate, models, student
 from students.recipe import RESERVED, Recipe
@@ -21,11 +21,18 @@ _SECONDS = {"data": 10, "questions": 10, "model": 120, "signal": 20, "student": 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model on one protocol: a cell of the main table. ``seed`` is None for the teacher and the base."""
+    """One model on one protocol: a cell of the main table. ``seed`` is None for a given model: teacher, base, external."""
 
     name: str
     seed: int | None
     protocol: str
+
+    @property
+    def kind(self) -> str:
+        """The word for it in ``scores.parquet``."""
+        if self.seed is not None:
+            return "student"
+        return self.name if self.name in RESERVED else "external"
 
     @property
     def job(self) -> str:
@@ -43,9 +50,11 @@ class Cell:
         return f"replies/{self.name}/seed{self.seed or 0}/{self.protocol}"
 
 
-def cells(recipes: Iterable[Recipe], seeds: Sequence[int], protocols: Sequence[str]) -> list[Cell]:
-    """Return every cell of a selection, the teacher's and the base's included."""
-    names: list[tuple[str, int | None]] = [(name, None) for name in RESERVED]
+def cells(
+    recipes: Iterable[Recipe], seeds: Sequence[int], protocols: Sequence[str], given: Sequence[str] = RESERVED
+) -> list[Cell]:
+    """Return every cell of a selection, those of the ``given`` models (:attr:`harness.config.Models.names`) included."""
+    names: list[tuple[str, int | None]] = [(name, None) for name in given]
     names += [(recipe.name, seed) for recipe in recipes for seed in seeds]
     return [Cell(name, seed, protocol) for name, seed in names for protocol in protocols]
 
@@ -55,24 +64,27 @@ def student_folder(recipe: str, seed: int) -> str:
     return f"students/{recipe}/seed{seed}"
 
 
-def widened(root: Path, preset: Preset, models: Models, limit: int | None, wanted: Sequence[Cell]) -> list[Cell]:
+def widened(
+    root: Path, preset: Preset, models: Models, limit: int | None, wanted: Sequence[Cell], data_root: Path | None = None
+) -> list[Cell]:
     """Return ``wanted`` and every other cell that the run folder holds, up to date, under the same configuration.
 
     So a command for one more student, seed or task adds to the report instead of replacing it.
     """
-    found = [cell for cell in map(_cell, store.entries(root)) if cell is not None and cell not in wanted]
+    entries = store.entries(root)
+    found = [cell for cell in (_cell(entry, models.names) for entry in entries) if cell is not None and cell not in wanted]
     candidates = [*wanted, *found]
-    done = survey(root, Blueprint(preset, models, limit, candidates).stages())
+    done = survey(root, Blueprint(preset, models, limit, candidates, data_root).stages())
     return [*wanted, *(cell for cell in found if cell.stage in done)]
 
 
-def _cell(entry: store.Entry) -> Cell | None:
+def _cell(entry: store.Entry, given: Sequence[str]) -> Cell | None:
     """Read back the cell that a ledger entry fills; None for other stages, and for names that mean nothing any more."""
     head, *parts = entry.stage.split("/")
     if head != "evaluate" or parts[-1] not in tasks.names():
         return None
-    if len(parts) == 2 and parts[0] in RESERVED:
-        return Cell(parts[0], None, parts[1])
+    if len(parts) == 2:
+        return Cell(parts[0], None, parts[1]) if parts[0] in given else None
     try:
         recipe = load_recipe(parts[0])
     except UserError:  # a recipe whose energy, weighting or variant was since removed is no part of this plan
@@ -88,13 +100,17 @@ class Blueprint:
         models: given or trained; the preset's, or those of :func:`harness.config.retrained`.
         limit: whole clusters per protocol, or None for the preset's.
         wanted: the cells; their order does not matter.
+        data_root: the folder with the published data sets, for protocols that read one.
     """
 
-    def __init__(self, preset: Preset, models: Models, limit: int | None, wanted: Iterable[Cell]) -> None:
+    def __init__(
+        self, preset: Preset, models: Models, limit: int | None, wanted: Iterable[Cell], data_root: Path | None = None
+    ) -> None:
         self.preset = preset
         self.models = models
+        self.data_root = data_root
         self.limit = limit if limit is not None else preset.evaluation.limit
-        listed = [*RESERVED, *(load_recipe(r).name for r in preset.recipes)]
+        listed = [*models.names, *(load_recipe(r).name for r in preset.recipes)]
         rank = {name: number for number, name in enumerate([*listed, *preset.protocols])}
         last = len(rank)
         self.cells = sorted(
@@ -109,12 +125,14 @@ class Blueprint:
     def stages(self) -> list[Stage]:
         """Return every stage, each after what it reads."""
         self._stages = []
-        self._data()
+        if self.preset.training is not None or self.made():
+            self._data()
         self._questions()
         for role in ("tower", "teacher", "base"):
             if isinstance(self._source(role), Train):
                 self._model(role)
-        self._signal()
+        if self.preset.training is not None:
+            self._signal()
         given = [c for c in self.cells if c.seed is None]
         for cell in given:
             self._evaluation(cell, self._place(cell.name))
@@ -129,19 +147,23 @@ class Blueprint:
         return self._stages
 
     def given(self) -> dict[str, str]:
-        """Return the digests of the given models, by role."""
-        for role in ("tower", "teacher", "base"):
-            source = self._source(role)
-            if isinstance(source, str) and role not in self._given:
+        """Return the digests of the given models, by role or name."""
+        for role, source in self.sources().items():
+            if role not in self._given:
                 self._given[role] = digest_folder(model_path(source))
         return dict(self._given)
+
+    def sources(self) -> dict[str, str]:
+        """Return where the given models come from, by role or name."""
+        found = {role: self._source(role) for role in ("tower", "teacher", "base", *self.models.external)}
+        return {role: source for role, source in found.items() if isinstance(source, str)}
 
     def made(self) -> dict[str, str]:
         """Return where the models lie that the run makes itself, by role."""
         return {role: models.target(role) for role in ("tower", "teacher", "base") if isinstance(self._source(role), Train)}
 
     def _source(self, role: str) -> str | Train | None:
-        source: str | Train | None = getattr(self.models, role)
+        source: str | Train | None = self.models.external.get(role) or getattr(self.models, role)
         return source
 
     def _place(self, role: str) -> str:
@@ -182,10 +204,31 @@ class Blueprint:
                 kind="questions",
                 run="harness.stages.data:questions",
                 version=data.STAGE_VERSION,
-                config={"protocols": asked, "limit": self.limit},
-                targets=("questions", "images"),
+                config={"protocols": asked, "limit": self.limit, **self._evaluation_facts("pictures", "incomplete")},
+                targets=("questions", *self._pictures()),
+                given={key: value for name in self.protocols for key, value in self._data_given(name).items()},
+                places=self._data_places(),
             )
         )
+
+    def _evaluation_facts(self, *names: str) -> dict[str, Any]:
+        """Return those settings of the evaluation that are not the usual ones, so that the others change no digest."""
+        usual = Evaluation()
+        settings = {name: getattr(self.preset.evaluation, name) for name in names}
+        return {name: value for name, value in settings.items() if value != getattr(usual, name)}
+
+    def _pictures(self) -> tuple[str, ...]:
+        return () if self.preset.evaluation.pictures == 0 else ("images",)
+
+    def _data_places(self) -> dict[str, str]:
+        return {} if self.data_root is None else {"data_root": str(self.data_root)}
+
+    def _data_given(self, name: str) -> dict[str, str]:
+        """Return what the data root holds for a protocol, as a stage's ``given``."""
+        protocol = tasks.protocol(name)
+        if self.data_root is None or protocol.dataset is None:
+            return {}
+        return {f"data/{protocol.benchmark}": data.signature(self.data_root / protocol.benchmark)}
 
     def _model(self, role: str) -> None:
         source = self._source(role)
@@ -211,6 +254,7 @@ class Blueprint:
         )
 
     def _signal(self) -> None:
+        assert self.preset.training is not None
         reads, given = self._inputs("teacher")
         packing = self.preset.training.model_dump(mode="json", include={"rows", "turns"})  # shapes the arithmetic of the pass
         self._add(
@@ -232,6 +276,8 @@ class Blueprint:
         return {"says": self.preset.data.blind_teacher, "seed": self.preset.data.seed}
 
     def _student(self, name: str, seed: int) -> None:
+        if self.preset.training is None:
+            raise UserError(f"preset {self.preset.name!r} trains nothing, so it cannot make the student {name!r}")
         reads, given = self._inputs("base")
         recipe = load_recipe(name)
         variant = load_variant(recipe.variant).model_dump(exclude={"description"}) if recipe.variant else None
@@ -260,14 +306,21 @@ class Blueprint:
     def _evaluation(self, cell: Cell, checkpoint: str) -> None:
         """Add the stage of one cell; a model's cells are one job, so that it is loaded once."""
         reads, given = ((checkpoint,), {}) if cell.seed is not None else self._inputs(cell.name)
-        targets = tuple(f"{cell.stem}{suffix}" for suffix in evaluate.SUFFIXES)
+        targets = tuple(f"{cell.stem}{suffix}" for suffix in self._suffixes())
         gold = evaluate.gold(cell.protocol)
+        taught = self.preset.evaluation.diagnostics and self.models.teacher is not None
+        if taught and cell.name == "teacher":
+            targets = (*targets, gold)
+        elif taught:
+            reads = (*reads, gold)
         config = {
             "name": cell.name,
             "protocol": data.evaluation_facts(tasks.protocol(cell.protocol)),
             "limit": self.limit,
             "batch_size": self.preset.evaluation.batch_size,
             "threads": self.preset.threads,
+            "taught": taught,
+            **self._evaluation_facts("diagnostics", "incomplete", "dtype"),
         }
         self._add(
             Stage(
@@ -276,20 +329,26 @@ class Blueprint:
                 run="harness.stages.evaluate:run",
                 version=evaluate.STAGE_VERSION,
                 config=config,
-                targets=(*targets, gold) if cell.name == "teacher" else targets,
-                reads=reads if cell.name == "teacher" else (*reads, gold),
-                given=given,
-                places={"checkpoint": checkpoint},
+                targets=targets,
+                reads=reads,
+                given={**given, **self._data_given(cell.protocol)},
+                places={"checkpoint": checkpoint, **self._data_places()},
                 job=cell.job,
                 resumes=True,
             )
         )
 
+    def _suffixes(self) -> tuple[str, ...]:
+        return evaluate.SUFFIXES if self.preset.evaluation.diagnostics else evaluate.WITHOUT_DIAGNOSTICS
+
+    def _frames(self) -> tuple[str, ...]:
+        return collect.TARGETS if self.preset.evaluation.diagnostics else collect.TARGETS[:1]
+
     def _collect(self) -> None:
         rows = [
             {
                 "student": cell.name,
-                "kind": "student" if cell.seed is not None else cell.name,
+                "kind": cell.kind,
                 "seed": cell.seed,
                 "protocol": cell.protocol,
                 "stem": cell.stem,
@@ -303,13 +362,15 @@ class Blueprint:
                 run="harness.stages.collect:collect",
                 version=collect.STAGE_VERSION,
                 config={"rows": rows},
-                targets=collect.TARGETS,
-                reads=tuple(f"{cell.stem}{suffix}" for cell in self.cells for suffix in evaluate.SUFFIXES[1:]),
+                targets=self._frames(),
+                reads=tuple(f"{cell.stem}{suffix}" for cell in self.cells for suffix in self._suffixes()[1:]),
             )
         )
 
     def _report(self) -> None:
         dynamics = [f"{student_folder(name, seed)}/{file}" for name, seed in self.students for file in collect.DYNAMICS]
+        words = [f"{cell.stem}{evaluate.WORDS}" for cell in self.cells]
+        trained = ("data",) if self.preset.training is not None else ()
         self._add(
             Stage(
                 id="report",
@@ -318,7 +379,7 @@ class Blueprint:
                 version=collect.STAGE_VERSION,
                 config=self._report_facts(),
                 targets=("report",),
-                reads=(*collect.TARGETS, "data", "questions", "images", *dynamics),
+                reads=(*self._frames(), *trained, "questions", *self._pictures(), *words, *dynamics),
                 given={"reports": collect.room_digest(), **self.given()},
             )
         )

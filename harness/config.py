@@ -7,17 +7,20 @@ another preset's fields; sections (mappings) are merged field by field, everythi
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, RootModel, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, RootModel, ValidationInfo, field_validator, model_validator
 
+from harness import hub
 from harness.base import Strict, UserError, parse, read_yaml, unknown
 from harness.pretraining import Making
+from students import registry
 from students.options import DistilOptions
-from students.recipe import Recipe, Variant
+from students.recipe import RESERVED, Recipe, Variant
 from students.recipe import parse as parse_recipe
 from tasks.faults import Faults
 
@@ -25,6 +28,18 @@ FOLDER = Path(__file__).parent / "presets"
 #: What a path to something inside an installed package starts with, in a preset.
 PACKAGE = "package:"
 
+
+def _model_name(name: str) -> str:
+    """Check a given model's name: a row of the tables and a folder, not to be taken for a recipe or a reserved row."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError("a model's name is made of letters, digits, '_', '.' and '-', and starts with a letter or digit")
+    if name in (*RESERVED, "tower", "ce", *registry.names("energies")):
+        raise ValueError("this name stands for another row; choose another one")
+    return name
+
+
+#: A given model's name.
+ModelName = Annotated[str, AfterValidator(_model_name)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 
@@ -36,11 +51,23 @@ class Train(Strict):
 
 
 class Models(Strict):
-    """Where the models come from: ``package:ROOM/FOLDER``, a path to a Hugging Face folder, or ``{train: {...}}``."""
+    """Where the models come from: ``package:ROOM/FOLDER``, a path to a Hugging Face folder, or ``{train: {...}}``.
 
-    teacher: str | Train
-    base: str | Train
+    Attributes:
+        teacher, base: rows of every table; a preset that trains students needs both.
+        tower: the vision tower that the others share, where the run makes it.
+        external: further models, NAME: a path or a Hugging Face id, evaluated as they are; ``--model`` adds to them.
+    """
+
+    teacher: str | Train | None = None
+    base: str | Train | None = None
     tower: str | Train | None = None
+    external: dict[ModelName, str] = Field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rows of a table that are given models: teacher and base, as far as there are any, then the external ones."""
+        return (*(role for role in RESERVED if getattr(self, role) is not None), *self.external)
 
 
 class Data(Strict):
@@ -95,10 +122,24 @@ def _as_value_error() -> Iterator[None]:
 
 
 class Evaluation(Strict):
-    """How the protocols are run: questions per batch, and how many whole clusters of each (None: all)."""
+    """How the protocols are run.
+
+    Attributes:
+        batch_size: questions per batch.
+        limit: how many whole clusters of each protocol; None: all.
+        diagnostics: also compute what each model predicts at the gold answers. It keeps [tokens, vocabulary] numbers per
+            question in memory, which full benchmarks and full vocabularies do not allow.
+        pictures: how many images of each protocol go into the run folder for the report; None: all.
+        incomplete: the data may hold fewer questions than the protocols expect; the report then says PARTIAL.
+        dtype: of the weights of the models.
+    """
 
     batch_size: PositiveInt = 64
     limit: PositiveInt | None = None
+    diagnostics: bool = True
+    pictures: Annotated[int, Field(ge=0)] | None = None
+    incomplete: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class Preset(Strict):
@@ -112,8 +153,8 @@ class Preset(Strict):
         models: given or trained.
         retrain: a YAML file (``package:...`` or a path) that says per role how the given models were made, which
             ``--retrain-teacher`` does again; None where they cannot be remade.
-        training: of every student.
-        recipes: the students that ``--students all`` means.
+        training: of every student; None: nothing is trained, given models are only evaluated.
+        recipes: the students that ``--students all`` means; none without ``training``.
         seeds: the seeds that a run without ``--seeds`` does.
         threads: torch threads of each worker; part of every trained model's digest, because it changes the arithmetic.
         workers: processes; changes only the time a run takes.
@@ -124,12 +165,12 @@ class Preset(Strict):
     title: str
     description: str
     protocols: Annotated[tuple[str, ...], Field(min_length=1)]
-    models: Models
+    models: Models = Models()
     retrain: str | None = None
     data: Data = Data()
-    training: DistilOptions
+    training: DistilOptions | None = None
     evaluation: Evaluation = Evaluation()
-    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
+    recipes: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     threads: PositiveInt = 1
     workers: PositiveInt = 2
@@ -142,6 +183,14 @@ class Preset(Strict):
             with _as_value_error():
                 data.faults.check([name.partition("@")[0] for name in info.data["protocols"]])
         return data
+
+    @model_validator(mode="after")
+    def _trains_or_not(self) -> Preset:
+        if (self.training is None) != (not self.recipes):
+            raise ValueError("'training' and 'recipes' go together; a preset with neither only evaluates given models")
+        if self.training is not None and (self.models.teacher is None or self.models.base is None):
+            raise ValueError("a preset that trains students needs models.teacher and models.base")
+        return self
 
 
 def preset_names() -> list[str]:
@@ -230,13 +279,30 @@ def retrained(preset: Preset) -> Models:
     return parse(Models, {role: {"train": making} for role, making in roles.items()}, str(path))
 
 
-def model_path(source: str) -> Path:
-    """Resolve where a given model lies: ``package:students/...`` inside an installed package, else a path.
+def is_hub_id(source: str) -> bool:
+    """Say whether a model's source is a Hugging Face id, ``owner/name``: it is shaped like one and is no path here."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None and not _resolve(source).exists()
+
+
+def fetch(models: Models) -> None:
+    """Make sure that the external models are there, and download those that are the hub's and not yet on this machine.
 
     Raises:
-        UserError: when there is no such package or folder.
+        UserError: when one cannot be had.
     """
-    path = _resolve(source)
+    for source in models.external.values():
+        if is_hub_id(source):
+            hub.fetch(source)
+        model_path(source)
+
+
+def model_path(source: str) -> Path:
+    """Resolve where a given model lies: ``package:students/...``, a path, or a Hugging Face id whose files were fetched.
+
+    Raises:
+        UserError: when there is no such package or folder, or the hub's model is not on this machine.
+    """
+    path = hub.cached(source) if is_hub_id(source) else _resolve(source)
     if not (path / "config.json").is_file():
         raise UserError(f"model {source!r}: {path} is not a Hugging Face folder (it has no config.json)")
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -52,9 +52,17 @@ def show_all(console: Console, preset: Preset) -> None:
     weightings = [(short.get(n, n), _module_line("weightings", n)) for n in registry.names("weightings")]
     _section(console, "Weightings", weightings)
     _section(console, "Variants", ((name, load_variant(name).description) for name in variant_names()))
-    mine = set(preset.protocols)
-    protocols = [(name + (" *" if name in mine else ""), tasks.protocol(name).title) for name in tasks.names()]
-    _section(console, f"Protocols (--tasks; * = of preset {preset.name}, also by benchmark)", protocols)
+    title = f"Protocols (--tasks; * = of preset {preset.name}, also by benchmark)"
+    show_protocols(console, title, set(preset.protocols))
+
+
+def show_protocols(console: Console, title: str = "Protocols (--protocol)", mine: Collection[str] = ()) -> None:
+    """Print every protocol with its description; those of ``mine`` get a star."""
+    protocols = [(name, tasks.protocol(name)) for name in tasks.names()]
+    described = [(name + (" *" if name in mine else ""), f"{each.title}: {each.description}") for name, each in protocols]
+    _section(console, title, described)
+    scores = [tasks.derived(name) for name in tasks.derived_names()]
+    _section(console, "Derived scores", ((each.name, f"{each.title}: {each.description}") for each in scores))
 
 
 def show_plan(console: Console, stages: Sequence[Stage], done: set[str], workers: int) -> None:

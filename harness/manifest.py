@@ -89,6 +89,7 @@ def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any]
         "seeds": sorted({seed for _, seed in plan.students}),
         "protocols": protocols,
         "limit": plan.limit,
+        "models": plan.sources(),
         "versions": versions(),
         "git_commit": git_commit(),
         "hardware": hardware(device),

@@ -25,6 +25,8 @@ Examples:
 
   python -m harness.run --students ce+cosine_probs@instance --tasks pope,mme --limit 50 --dry-run
 
+  python -m harness.run --preset official --model mine=checkpoints/mine --tasks pope,mme@perception --data-root data/
+
   python -m harness.run --export ce+fkl@instance exported/
 """
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -41,6 +43,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Export = Annotated[
     tuple[str, Path] | None, typer.Option(metavar="RECIPE DIR", help="Copy a finished student out, with a model card.")
 ]
+ModelList = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME=PATH_OR_ID", help="Evaluate this checkpoint as well; repeatable.")
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="A folder with the published data sets (docs/data_root.md).")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Reach no network, not even for models and data that are named.")]
 Retrain = Annotated[bool, typer.Option("--retrain-teacher", help="Make tower, teacher and base on this machine first.")]
 
 
@@ -57,11 +66,15 @@ def run(
     device: Device = "auto",
     export: Export = None,
     retrain_teacher: Retrain = False,
+    model: ModelList = None,
+    data_root: DataRoot = None,
+    no_network: Offline = False,
 ) -> None:
     """Parse the command line and do what it says."""
-    from harness.config import load_preset, load_recipe, retrained
+    from harness.config import fetch, load_preset, load_recipe, retrained
 
-    offline()
+    if no_network:
+        offline()
     preset = load_preset(preset_name)
     if list_all:
         from harness.listing import show_all
@@ -88,13 +101,38 @@ def run(
     from harness.blueprint import cells
     from harness.session import Session
 
-    models = retrained(preset) if retrain_teacher else preset.models
-    session = Session(root, preset, models, limit, cells(chosen, seed_list, protocols), cli.console)
+    models = selection.models(model or [], retrained(preset) if retrain_teacher else preset.models)
+    if not models.names:
+        raise UserError(f"preset {preset.name!r} evaluates given models: name one with --model NAME=PATH_OR_ID")
+    models = selection.with_earlier(root, models, cli.console)
+    fetch(models)
+    online = data_root is None and not no_network and selection.on_the_hub(protocols)
+    if not online:
+        offline()
+    wanted = cells(chosen, seed_list, protocols, models.names)
+    where = None if data_root is None else data_root.expanduser().resolve()
+    session = Session(root, preset, models, limit, wanted, cli.console, where, online)
     if dry_run:
         session.show()
         return
-    given = {"students": students, "tasks": tasks, "seeds": seeds, "limit": limit, "device": device, "retrain": retrain_teacher}
-    defaults = {"students": "all", "tasks": "all", "seeds": None, "limit": None, "device": "auto", "retrain": False}
+    given: dict[str, object] = {
+        "students": students,
+        "tasks": tasks,
+        "seeds": seeds,
+        "limit": limit,
+        "device": device,
+        "retrain": retrain_teacher,
+    }
+    given |= {"model": model, "data_root": None if where is None else str(where)}
+    defaults: dict[str, object] = {
+        "students": "all",
+        "tasks": "all",
+        "seeds": None,
+        "limit": None,
+        "device": "auto",
+        "retrain": False,
+    }
+    defaults |= {"model": None, "data_root": None}
     overrides = {name: value for name, value in given.items() if value != defaults[name]}
     session.run(_resolved(device), overrides, cli.command_line(MODULE, sys.argv[1:]))
 

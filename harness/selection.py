@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
 
 import tasks
-from harness.base import UserError, nearest, unknown
-from harness.config import Preset, load_recipe
-from students.recipe import Recipe
+from harness import store
+from harness.base import UserError, nearest, parse, read_json, unknown
+from harness.config import Models, Preset, load_recipe, model_path
+from students.recipe import RESERVED, Recipe
 
 ALL = "all"
 
@@ -30,6 +34,8 @@ def students(text: str, preset: Preset) -> list[Recipe]:
     Raises:
         UserError: for a glob that matches nothing, an unknown word in a recipe or an unknown variant.
     """
+    if preset.training is None and text != ALL:
+        raise UserError(f"--students {text!r}: preset {preset.name!r} trains nothing; it evaluates the models given by --model")
     listed = {r.name: r for r in (load_recipe(word) for word in preset.recipes)}
     chosen: dict[str, Recipe] = {}
     for part in _parts("--students", text):
@@ -65,7 +71,9 @@ def protocols(text: str, preset: Preset) -> list[str]:
     Raises:
         UserError: for a name that is neither a benchmark of the preset nor a protocol.
     """
-    listed = {tasks.protocol(name).benchmark: name for name in preset.protocols}
+    listed: dict[str, str] = {}
+    for name in preset.protocols:
+        listed.setdefault(tasks.protocol(name).benchmark, name)
     chosen: list[str] = []
     for part in _parts("--tasks", text):
         if part == ALL:
@@ -84,6 +92,52 @@ def protocols(text: str, preset: Preset) -> list[str]:
             raise unknown("task", part, {*listed, *tasks.names(), ALL})
     order = [*preset.protocols, *(name for name in chosen if name not in preset.protocols)]
     return [name for name in dict.fromkeys(order) if name in chosen]
+
+
+def on_the_hub(protocols: Sequence[str]) -> bool:
+    """Say whether any of the protocols has its questions on the hub, and not in this package."""
+    return any(tasks.protocol(name).dataset is not None for name in protocols)
+
+
+def models(texts: Sequence[str], under: Models) -> Models:
+    """Resolve ``--model NAME=PATH_OR_ID``, adding to the models ``under`` it; a name given again replaces that model.
+
+    Raises:
+        UserError: for a text without ``=``, a name that stands for another row, or one that is given twice.
+    """
+    given: dict[str, str] = {}
+    for text in texts:
+        name, sign, source = (part.strip() for part in text.partition("="))
+        if not (name and sign and source):
+            raise UserError(f"--model {text!r}: expected NAME=PATH_OR_ID, as in --model mine=checkpoints/mine")
+        if name in given:
+            raise UserError(f"--model names {name!r} twice")
+        path = Path(source).expanduser()
+        given[name] = str(path.resolve()) if path.exists() else source
+    facts = under.model_dump(mode="json")
+    return parse(Models, {**facts, "external": {**facts["external"], **given}}, "--model")
+
+
+def with_earlier(root: Path, models: Models, console: Console) -> Models:
+    """Add the external models that earlier commands evaluated in this run folder, so that the report keeps them.
+
+    A model whose folder is gone is said so and left out: its rows cannot be told to be up to date.
+    """
+    if not (root / store.MANIFEST).is_file():
+        return models
+    earlier: dict[str, str] = read_json(root / store.MANIFEST).get("models", {})
+    kept = dict(models.external)
+    for name, source in earlier.items():
+        if name in (*RESERVED, "tower") or name in kept:
+            continue
+        try:
+            model_path(source)
+        except UserError as error:
+            text = f"model {name} of an earlier command leaves the report: {error}"
+            console.print(text, soft_wrap=True, highlight=False, markup=False)
+        else:
+            kept[name] = source
+    return models.model_copy(update={"external": kept})
 
 
 def seeds(text: str) -> list[int]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import manifest, plan, progress, store
+from harness.base import read_json
 from harness.blueprint import Blueprint, Cell, widened
 from harness.config import Models, Preset
 from harness.execute import Execution
@@ -32,19 +33,30 @@ class Session:
         limit: whole clusters per protocol, or None for the preset's.
         wanted: the cells asked for.
         console: where to speak.
+        data_root: the folder with the published data sets, for protocols that read one.
+        online: whether they may be fetched from the hub.
     """
 
     def __init__(
-        self, root: Path, preset: Preset, models: Models, limit: int | None, wanted: Sequence[Cell], console: Console
+        self,
+        root: Path,
+        preset: Preset,
+        models: Models,
+        limit: int | None,
+        wanted: Sequence[Cell],
+        console: Console,
+        data_root: Path | None = None,
+        online: bool = False,
     ) -> None:
         self.root = root
         self.preset = preset
         self.console = console
-        self._models, self._limit, self._wanted = models, limit, wanted
+        self._models, self._limit, self._wanted, self._data_root = models, limit, wanted, data_root
+        self._online = online
 
     def _plan(self) -> tuple[Blueprint, list[plan.Stage], set[str]]:
-        wanted = widened(self.root, self.preset, self._models, self._limit, self._wanted)
-        blueprint = Blueprint(self.preset, self._models, self._limit, wanted)
+        wanted = widened(self.root, self.preset, self._models, self._limit, self._wanted, self._data_root)
+        blueprint = Blueprint(self.preset, self._models, self._limit, wanted, self._data_root)
         stages = blueprint.stages()
         return blueprint, stages, plan.survey(self.root, stages)
 
@@ -73,7 +85,7 @@ class Session:
 
             record(None)
             self._say(f"{len(stages) - len(done)} of {len(stages)} stages to do in {self.root}")
-            settings = Settings(self.root, device, self.preset.threads)
+            settings = Settings(self.root, device, self.preset.threads, self._online)
             with progress.display(self.console, stages, done, self.preset.workers) as watcher:
                 Execution(stages, done, settings, self.preset.workers, watcher, record).run()
             self._conclude(blueprint)
@@ -83,15 +95,33 @@ class Session:
 
     def _conclude(self, blueprint: Blueprint) -> None:
         """Print the main numbers and where the report is."""
-        suffixes = sorted({name.partition("@")[2] for name in blueprint.protocols})
-        self._say(f"{blueprint.preset.title}: values, protocols {', '.join(suffixes)} (intervals are in the report)")
-        self.console.print(main_table(self.root, blueprint))
+        self._say(f"{blueprint.preset.title}: values (intervals are in the report)")
+        self._say(f"protocols: {', '.join(blueprint.protocols)}")
+        asked = _asked(self.root)
+        for name, (rows, expected) in asked.items():
+            if rows != expected:
+                self._say(f"PARTIAL: {name} was asked {rows:,} of its {expected:,} questions")
+        whole = all(rows == expected for rows, expected in asked.values())
+        self.console.print(main_table(self.root, blueprint, averages=whole))
         page = self.root / "report" / "index.html"
         self._say(f"report: {page} (and report.md, report.tex beside it)")
 
 
-def main_table(root: Path, blueprint: Blueprint) -> Table:
-    """Return students x protocols, values only, from ``scores.parquet``; intervals and caveats are the report's."""
+def _asked(root: Path) -> dict[str, tuple[int, int]]:
+    """Return (questions asked, questions that the protocol has) of every protocol that says how many it has."""
+    facts: Mapping[str, Mapping[str, int | None]] = read_json(root / store.MANIFEST)["protocols"]
+    pairs = {name: (fact.get("rows"), fact.get("expected_rows")) for name, fact in facts.items()}
+    return {name: (rows, expected) for name, (rows, expected) in pairs.items() if rows is not None and expected is not None}
+
+
+def main_table(root: Path, blueprint: Blueprint, averages: bool = True) -> Table:
+    """Return students x protocols, values only, from ``scores.parquet``; intervals and caveats are the report's.
+
+    Args:
+        root: the run folder.
+        blueprint: the rows and columns.
+        averages: add a column for every derived score whose protocols are all there.
+    """
     import pandas as pd
 
     import tasks
@@ -99,16 +129,27 @@ def main_table(root: Path, blueprint: Blueprint) -> Table:
 
     scores = pd.read_parquet(root / "scores.parquet")
     protocols = [tasks.protocol(name) for name in blueprint.protocols]
-    suffixes = {protocol.name.partition("@")[2] for protocol in protocols}
+    benchmarks = [protocol.benchmark for protocol in protocols]
+    derived = [tasks.derived(name) for name in tasks.derived_names()]
+    derived = [each for each in derived if averages and set(each.terms) <= set(blueprint.protocols)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("student", no_wrap=True)
-    for protocol in protocols:
-        table.add_column(protocol.benchmark if len(suffixes) == 1 else protocol.name, justify="right", overflow="fold")
+    for protocol in protocols:  # two protocols of one benchmark never share a name, let alone a column
+        alone = benchmarks.count(protocol.benchmark) == 1
+        table.add_column(protocol.benchmark if alone else protocol.name, justify="right", overflow="fold")
+    for each in derived:
+        table.add_column(each.title, justify="right", overflow="fold")
     for name in dict.fromkeys(cell.name for cell in blueprint.cells):
-        row: list[str | Text] = [Text(name)]
+        found: dict[str, float] = {}
         for protocol in protocols:
             part = scores[(scores["student"] == name) & (scores["protocol"] == protocol.name)]
             values = [aggregate(rows, protocol.aggregation) for _, rows in part.groupby("seed", dropna=False)]
-            row.append(f"{sum(values) / len(values):.1f}" if values else "-")
+            if values:
+                found[tasks.one_column(part["protocol"])] = sum(values) / len(values)
+        row: list[str | Text] = [Text(name)]
+        row += [f"{found[p.name]:.1f}" if p.name in found else "-" for p in protocols]
+        for each in derived:
+            terms = {term: found[term] for term in each.terms if term in found}
+            row.append(f"{each.value(terms):.1f}" if len(terms) == len(each.terms) else "-")
         table.add_row(*row)
     return table

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from harness import plan, store
-from harness.base import UserError, offline
+from harness.base import OFFLINE, UserError, offline
 
 _PROGRESS_SECONDS = 0.2
 #: How long a worker that was asked to end may take to tidy up before it is killed.
@@ -35,11 +35,12 @@ _ORPHANED = 3
 
 @dataclass(frozen=True)
 class Settings:
-    """What every stage may need and no digest covers."""
+    """What every stage may need and no digest covers; ``online``: data sets may be fetched from the hub."""
 
     root: Path
     device: Literal["cpu", "cuda"]
     threads: int
+    online: bool = False
 
 
 @dataclass
@@ -152,10 +153,18 @@ def _main(number: int, settings: Settings, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, _end)  # an orderly end frees the semaphores that libraries hold
     threading.Thread(target=_watch_parent, name="watch-parent", daemon=True).start()
     os.environ.update({name: str(settings.threads) for name in _THREAD_VARIABLES})
-    offline()
+    network(settings.online)
     with store.worker_lock(settings.root, number):
         _redirect(settings.root / "logs" / f"worker-{number}.log")
         _serve(settings, pipe)
+
+
+def network(online: bool) -> None:
+    """Keep this process off the network, or let it reach the hub without telemetry and bars; a user's own switch stays."""
+    if online:
+        os.environ.update({name: value for name, value in OFFLINE.items() if not name.endswith("_OFFLINE")})
+    else:
+        offline()
 
 
 def _end(number: int, *_: object) -> NoReturn:

@@ -33,6 +33,13 @@ def conclusions(estimates: Estimates) -> list[Conclusion]:
     if run.manifest.limit is not None:
         cut = f"Every benchmark was cut to its first {run.manifest.limit} clusters (images, pairs, groups)."
         out.append(Conclusion("caveat", cut))
+    for name, (rows, full) in run.partial.items():
+        out.append(Conclusion("caveat", f"PARTIAL: {name} was asked {rows:,} of its {full:,} questions."))
+    for student in run.students:
+        lost, total = run.unread(student)
+        if lost:
+            share = f"{100.0 * lost / total:.0f} % of the words of its prompts ({lost:,} of {total:,} tokens)"
+            out.append(Conclusion("caveat", f"`{student}` cannot read {share}: its tokenizer knows them only as unknown."))
     if run.scores is None:
         return [*out, Conclusion("caveat", "The run holds no scores.parquet yet, so nothing can be concluded.")]
     students = [s for s in run.students if run.kinds.get(s) == "student"]
@@ -109,7 +116,7 @@ def _floor(students: Sequence[str], estimates: Estimates) -> list[Conclusion]:
 
 def _clears(student: str, protocol: Protocol, estimates: Estimates) -> bool:
     constant = estimates.run.manifest.protocols[protocol.name].constant
-    floors = [x for x in (protocol.chance, constant.value if constant else None) if x is not None]
+    floors = [x for x in (estimates.run.chance(protocol), constant.value if constant else None) if x is not None]
     low = estimates.interval(student, "score", protocol).low
     return bool(floors) and low is not None and low > max(floors)
 

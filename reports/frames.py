@@ -70,6 +70,7 @@ class ProtocolRecord(_Open):
     version: int
     digest: str | None = None
     rows: int | None = None
+    expected_rows: int | None = None
     constant: Constant | None = None
 
 
@@ -78,7 +79,7 @@ class Manifest(_Open):
 
     preset: PresetFacts
     students: list[str]
-    seeds: list[int] = pydantic.Field(min_length=1)
+    seeds: list[int]
     protocols: dict[str, ProtocolRecord]
     limit: int | None = None
     versions: dict[str, str] = {}
@@ -128,7 +129,25 @@ class Run:
         """What titles and captions must say of the questions: None only if every protocol is an official one."""
         if any(p.name.endswith("@miniature") for p in self.protocols):
             return "miniature suite"
+        if self.partial:
+            return "PARTIAL data"
         return None if all(p.official for p in self.protocols) else "unofficial protocol"
+
+    @functools.cached_property
+    def partial(self) -> dict[str, tuple[int, int]]:
+        """Protocols that were not asked in full: name -> (questions asked, questions that the protocol has)."""
+        found = {name: (r.rows, r.expected_rows) for name, r in self.manifest.protocols.items()}
+        return {name: (rows, full) for name, (rows, full) in found.items() if rows and full and rows != full}
+
+    def chance(self, protocol: Protocol) -> float | None:
+        """Return the level of random guessing; None where there is none, or only part of the questions was asked."""
+        return None if protocol.name in self.partial else protocol.chance
+
+    def unread(self, student: str) -> tuple[int, int]:
+        """Return (unknown tokens, tokens) of a student's prompts: words that its tokenizer does not know."""
+        files = [self.folder / "replies" / student / "seed0" / f"{p.name}.words.json" for p in self.protocols]
+        counts = [read_json(path) for path in files if path.is_file()]
+        return sum(int(c["tokens_unknown"]) for c in counts), sum(int(c["tokens"]) for c in counts)
 
     @functools.cached_property
     def students(self) -> list[str]:
@@ -137,6 +156,11 @@ class Run:
         given = [s for s in ("teacher", "base") if s in scored]
         named = [*given, *self.manifest.students]
         return [*named, *sorted(set(scored) - set(named))]
+
+    @property
+    def first_seed(self) -> int:
+        """The seed whose replies are shown; given models, which have none, lie in the same place as seed 0."""
+        return min(self.manifest.seeds, default=0)
 
     @functools.cached_property
     def kinds(self) -> dict[str, str]:

@@ -51,6 +51,8 @@ def suite_note(run: Run) -> list[str]:
 def seeds_note(run: Run) -> str:
     """Say what the intervals do not cover."""
     n = len(run.manifest.seeds)
+    if n == 0:
+        return "Nothing was trained: given models, each evaluated once by greedy decoding."
     if n == 1:
         return "One seed per student: training variation is unmeasured."
     return f"{n} seeds per student, averaged; intervals do not cover the variation between trainings."

@@ -219,7 +219,7 @@ def provenance(run: Run, resamples: int) -> list[tuple[str, str]]:
         ("Software", ", ".join(f"{k} {v}" for k, v in m.versions.items()) or unknown),
         ("Hardware", ", ".join(f"{k} {v}" for k, v in m.hardware.items()) or unknown),
         ("Threads per student", unknown if m.threads is None else str(m.threads)),
-        ("Seeds", ", ".join(str(s) for s in m.seeds)),
+        ("Seeds", ", ".join(str(s) for s in m.seeds) or "none, nothing was trained"),
         ("Resamples", f"{resamples:,}"),
         ("Made by", given or unknown),
     ]
@@ -231,6 +231,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     if run.scores is not None:
         counts.append(("question", len(run.scores.drop_duplicates(["protocol", "id"]))))
     counts.append(("seed", len(run.manifest.seeds)))
+    if not run.manifest.students:
+        counts = [("model", len(run.kinds)), *counts[1:-1]]
     return [(word if n == 1 else f"{word}s", f"{n:,}") for word, n in counts]
 
 

@@ -67,9 +67,9 @@ def samples(run: Run, per_protocol: int = PER_PROTOCOL) -> list[Sample]:
 def _of_protocol(run: Run, protocol: Protocol, asked: pd.DataFrame, most: int) -> list[Sample]:
     assert run.scores is not None
     scores = run.scores[run.scores["protocol"] == protocol.name]
-    first = scores["seed"].isna() | (scores["seed"] == run.manifest.seeds[0])
+    first = scores["seed"].isna() | (scores["seed"] == run.first_seed)
     scores = scores[first & scores["id"].isin(asked.index)]
-    trained = scores[scores["kind"] == "student"]
+    trained = scores[scores["kind"] == "student"] if (scores["kind"] == "student").any() else scores  # given models alone
     spread = trained.groupby("id")["score"].var(ddof=0).rename("spread").reset_index()
     spread = spread.merge(trained[["id", "cluster"]].drop_duplicates("id"), on="id")
     spread = spread[spread["spread"] > 0].sort_values(["spread", "id"], ascending=[False, True], kind="stable")
@@ -83,7 +83,7 @@ def _of_protocol(run: Run, protocol: Protocol, asked: pd.DataFrame, most: int) -
 
 def _replies(run: Run, student: str, protocol: str) -> dict[str, str]:
     """Replies of a student's first seed by question id; empty where the run does not hold them."""
-    path = run.folder / "replies" / student / f"seed{run.manifest.seeds[0]}" / f"{protocol}.jsonl"
+    path = run.folder / "replies" / student / f"seed{run.first_seed}" / f"{protocol}.jsonl"
     if not path.is_file():  # a given model has no seed of its own; take the only folder there is
         others = sorted((run.folder / "replies" / student).glob(f"**/{protocol}.jsonl"))
         if not others:

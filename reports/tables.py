@@ -359,7 +359,7 @@ def _reference(level: str, columns: Sequence[Column], run: Run) -> Row:
         if column.protocol is None:
             raise UserError("references need one protocol per column")
         constant = run.manifest.protocols[column.protocol.name].constant
-        value = column.protocol.chance if level == "chance" else (constant.value if constant else None)
+        value = run.chance(column.protocol) if level == "chance" else (constant.value if constant else None)
         note = f"always {constant.answer!r}" if level == "constant" and constant else None
         cells.append(None if value is None else Cell(value, None, None, column.measure.decimals, note=note))
     label = {"chance": "random guessing", "constant": "best constant answer"}[level]

@@ -83,6 +83,30 @@ def aggregate(rows: pd.DataFrame, aggregation: str) -> float:
     return float(table.value(table.sums.sum(axis=0)))
 
 
+def measures(rows: pd.DataFrame, aggregation: str) -> dict[str, dict[str, float]]:
+    """Return what a benchmark publishes beside its number, in percent, per group and over ``all``; empty for most.
+
+    POPE: accuracy, precision, recall, f1 and yes, the share of *replies* that are yes: lmms-eval's ``pope_yes_ratio`` is
+    computed from the gold answers. A measure that is undefined (precision with no yes at all) is left out.
+    """
+    if aggregation not in ("pope_accuracy", "pope_mean_f1"):
+        return {}
+    parts = {str(name): part for name, part in rows[rows["group"] != ""].groupby("group", sort=True)}
+    return {name: _yes_no(part) for name, part in {**parts, "all": rows}.items()}
+
+
+def _yes_no(rows: pd.DataFrame) -> dict[str, float]:
+    gold, said = _is_yes(rows["gold"]), _is_yes(rows["prediction"])
+    tp, fp, fn = int((gold & said).sum()), int((~gold & said).sum()), int((gold & ~said).sum())
+    found = {"accuracy": (rows["score"].sum(), len(rows)), "precision": (tp, tp + fp), "recall": (tp, tp + fn)}
+    found |= {"f1": (2 * tp, 2 * tp + fp + fn), "yes": (said.sum(), len(rows))}
+    return {name: 100.0 * float(part) / whole for name, (part, whole) in found.items() if whole}
+
+
+def _is_yes(column: pd.Series[str]) -> NDArray[np.bool_]:
+    return np.asarray(column.astype(str).str.strip().str.lower() == "yes", dtype=np.bool_)
+
+
 def _by_cluster(rows: pd.DataFrame, columns: dict[str, Floats]) -> tuple[list[str], Floats]:
     """Sum ``columns`` (each [n]) within clusters; return the sorted cluster names and sums [C, K]."""
     codes, clusters = pd.factorize(rows["cluster"].astype(str), sort=True)
@@ -119,8 +143,7 @@ def _pope_mean_f1(rows: pd.DataFrame) -> ClusterSums:
     of its F1 altogether, which rewards them; with a parser that always says yes or no the two agree.
     Sums are [true positives, false positives, false negatives, questions] per split, splits sorted.
     """
-    gold = rows["gold"].astype(str).str.strip().str.lower().to_numpy() == "yes"
-    said = rows["prediction"].astype(str).str.strip().str.lower().to_numpy() == "yes"
+    gold, said = _is_yes(rows["gold"]), _is_yes(rows["prediction"])
     split = rows["group"].astype(str).to_numpy()
     columns: dict[str, Floats] = {}
     for name in sorted(set(split)):

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from harness.base import unknown
-from tasks import engine, parsers
+from harness.base import UserError, unknown
+from tasks import engine, parsers, published
 from tasks.catalogue import Protocol, check
 from tasks.questions import QuestionSet
 
@@ -88,6 +88,8 @@ def build(protocol: Protocol, questions: QuestionSet, scored: bool = True) -> Lo
     check(protocol, questions, scored=scored)
     if scored and protocol.score in parsers.GUARDS:
         parsers.GUARDS[protocol.score](questions.questions)
+    if protocol.task is None:
+        raise UserError(f"{protocol.name} is scored by published rules, not by lmms-eval")
     config = engine.packaged(protocol.task)
     config["dataset_path"], config["dataset_name"], config["dataset_kwargs"] = "local", None, None
     config["process_docs"] = None  # GQA's would download the images
@@ -102,6 +104,40 @@ def build(protocol: Protocol, questions: QuestionSet, scored: bool = True) -> Lo
     config["metadata"] = {"version": protocol.version, "data": questions.digest}  # lmms-eval's own hash never sees the data
     config.update(copy.deepcopy(PROMPTS[protocol.prompt]))
     return LocalTask(config, questions)
+
+
+def requests(protocol: Protocol, questions: QuestionSet) -> tuple[list[engine.Instance], str, dict[str, Docs]]:
+    """Return what a model is asked, in the questions' order, with the task's name and the documents that requests point to.
+
+    Args:
+        protocol: by lmms-eval's task code, or published: the prompts are then those of its rule.
+        questions: what to ask.
+
+    Raises:
+        UserError: see :func:`build`.
+    """
+    if protocol.scorer == "lmms":
+        task = build(protocol, questions)
+        task.build_all_requests()
+        return sorted(task.instances, key=lambda instance: int(instance.doc_id)), str(task.config.task), task.dataset
+    generation = {"max_new_tokens": protocol.generation.max_new_tokens, "until": list(protocol.generation.until)}
+    name, split = protocol.name, protocol.data.split
+    facts = {"task": name, "repeats": 1}
+    made = [
+        engine.Instance(
+            request_type="generate_until",
+            arguments=(prompt, generation, _pictures, number, name, split),
+            idx=0,
+            metadata={**facts, "doc_id": number},
+        )
+        for number, prompt in enumerate(published.prompts(protocol, questions))
+    ]
+    return made, name, {split: Docs(questions, pictures=True)}
+
+
+def _pictures(doc: Mapping[str, Any]) -> list[Image.Image]:
+    """Return the images that a document shows: one or none."""
+    return [] if doc["image"] is None else [doc["image"]]
 
 
 def prompts(protocol: Protocol, questions: QuestionSet, scored: bool = True) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 import pydantic
 
 from harness.base import Strict, UserError, digest, read_yaml, unknown
-from tasks import aggregate, sources
+from tasks import aggregate, pins, rules, sources
 from tasks.questions import QuestionSet
 
 FOLDER = Path(__file__).parent / "protocols"
@@ -36,6 +36,32 @@ class Data(Strict):
     options: Mapping[str, Any] = {}
 
 
+class Dataset(Strict):
+    """Where the published questions are.
+
+    Attributes:
+        id, config, split: on the Hugging Face hub.
+        revision: commit of the hub's data set; null where no public source states one. Then, and for data from a folder, row
+            count and content digest are recorded at the first load, and a later load that differs is an error
+            (:mod:`tasks.pins`).
+        source_of_revision: who states it; null exactly where ``revision`` is.
+        original: the same questions in their authors' own files, with the revision of those, for offline use.
+    """
+
+    id: str = pydantic.Field(pattern=r"^[\w.\-]+/[\w.\-]+$")
+    config: str | None
+    split: str
+    revision: str | None
+    source_of_revision: str | None
+    original: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _sourced(self) -> Dataset:
+        if (self.revision is None) != (self.source_of_revision is None):
+            raise ValueError("revision and source_of_revision go together: a revision needs its public source")
+        return self
+
+
 class Generation(Strict):
     """Decoding: greedy, at most ``max_new_tokens``, cut at the first of ``until``."""
 
@@ -52,13 +78,20 @@ class Protocol(Strict):
         version: raised by hand whenever scores stop being comparable.
         benchmark: the word that ``--tasks`` takes and that the source is asked for.
         title, description: for tables and captions.
+        scorer: ``lmms``: prompt, parser and metric are lmms-eval's own code; ``published``: small functions in
+            ``tasks/protocols/*.py`` that follow a published evaluation (no torch, no lmms-eval).
+        dataset: where the published questions are; null for embedded data.
+        sources: where the protocol is published: one line each.
         data: which questions.
+        keep: which of the data set's rows count, a rule ``module.function`` of ``tasks/protocols``: ``(doc, image) -> bool``;
+            null = all. The others are known but left out.
         task: lmms-eval's packaged task YAML (relative to ``lmms_eval/tasks``) whose prompt, parser and metric code runs.
         columns: columns of a question's ``doc`` that this code reads; a missing one is an error, not an empty string.
-        prompt: how prompts are built, a key of ``tasks.bridge.PROMPTS``.
-        parser: what is done to a reply before lmms-eval reads it, a key of ``tasks.parsers.PARSERS``.
+        prompt: how prompts are built: a key of ``tasks.bridge.PROMPTS``, or a rule ``(doc) -> str``.
+        parser: how a reply is read: a key of ``tasks.parsers.PARSERS`` (what is done to it before lmms-eval reads it), or a
+            rule ``(reply, doc) -> (prediction, whether the reply named a valid answer)``.
         generation: decoding.
-        score: how lmms-eval's record of one question becomes a score 0..1, a key of ``tasks.parsers.READERS``.
+        score: the score 0..1 of one question: a key of ``tasks.parsers.READERS``, or a rule ``(prediction, doc) -> float``.
         metrics: lmms-eval's own metrics whose sum, times ``scale``, must equal ``aggregation``'s number; empty where the
             protocol defines a number that lmms-eval does not compute.
         scale: see ``metrics``.
@@ -75,15 +108,19 @@ class Protocol(Strict):
     benchmark: str
     title: str
     description: str
+    scorer: Literal["lmms", "published"] = "lmms"
+    dataset: Dataset | None = None
+    sources: tuple[str, ...] = ()
     data: Data
-    task: str
+    keep: str | None = None
+    task: str | None = None
     columns: tuple[str, ...]
     prompt: str
     parser: str
     generation: Generation
     score: str
-    metrics: tuple[str, ...]
-    scale: float
+    metrics: tuple[str, ...] = ()
+    scale: float = 1.0
     aggregation: str
     cluster: str
     unit: Literal["percent", "points"]
@@ -92,10 +129,27 @@ class Protocol(Strict):
     chance: float | None
     official: bool
 
+    @pydantic.model_validator(mode="after")
+    def _whole(self) -> Protocol:
+        if (self.scorer == "lmms") != (self.task is not None):
+            raise ValueError("scorer lmms names lmms-eval's task file in 'task', scorer published has none")
+        if self.scorer == "published" and (self.metrics or not self.sources or self.dataset is None):
+            raise ValueError("scorer published names its sources and its dataset, and none of lmms-eval's metrics")
+        if self.official != (self.dataset is not None) and self.data.source == "published":
+            raise ValueError("an official protocol names its dataset, and only an official one does")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _given(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not given, so that a new optional field changes no digest of a protocol without it."""
+        facts: dict[str, Any] = handler(self)
+        unset = {"scorer": "lmms", "dataset": None, "sources": (), "keep": None}
+        return {key: value for key, value in facts.items() if key not in unset or getattr(self, key) != unset[key]}
+
     @property
     def replies_key(self) -> str:
         """Digest of all that shapes a reply: protocols with equal keys share one generation."""
-        facts = self.model_dump(mode="json", include={"benchmark", "data", "task", "prompt", "generation"})
+        facts = self.model_dump(mode="json", include={"benchmark", "data", "task", "prompt", "generation", "keep"})
         return digest(facts)
 
 
@@ -121,7 +175,19 @@ def protocol(name: str) -> Protocol:
         raise unknown("source", found.data.source, sources.names())
     if found.aggregation not in aggregate.names():
         raise unknown("aggregation", found.aggregation, aggregate.names())
+    named = {"keep": found.keep} if found.keep is not None else {}
+    if found.scorer == "published":
+        named |= {"prompt": found.prompt, "parser": found.parser, "score": found.score}
+    for kind, rule in named.items():
+        rules.rule(kind, rule)  # raises for an unknown one
     return found
+
+
+def hint(protocol: Protocol, rows: int) -> str:
+    """Return "; NAME expects ROWS" where other protocols of the benchmark, or another of its releases, hold so many rows."""
+    others = [name for name in names() if name.split("@")[0] == protocol.benchmark and name != protocol.name]
+    fitting = [name for name in others if read_yaml(FOLDER / f"{name}.yaml", Protocol).data.rows == rows]
+    return f"; {', '.join(fitting)} expect(s) {rows}" if fitting else ""
 
 
 def load(
@@ -130,6 +196,7 @@ def load(
     limit: int | None = None,
     split: str | None = None,
     options: Mapping[str, Any] | None = None,
+    partial: bool = False,
 ) -> QuestionSet:
     """Return the protocol's questions.
 
@@ -140,10 +207,12 @@ def load(
         split: another split of the same source (``train``, ``dev``); the expected rows and digest, and the rules of the
             aggregation, are those of the protocol's own split, so they are not checked then.
         options: added to the protocol's source options; only together with ``split``.
+        partial: the data may hold fewer or more rows than the protocol expects; nothing is pinned then.
 
     Raises:
-        UserError: when rows or digest differ from what the protocol expects, ids repeat, an image is missing, or the
-            clusters do not fit the aggregation (a broken MME pair), all before anything is generated.
+        UserError: when rows or digest differ from what the protocol expects or from the first load (:mod:`tasks.pins`), ids
+            repeat, an image is missing, or the clusters do not fit the aggregation (a broken MME pair), all before anything
+            is generated.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; allowed: 1 or more clusters")
@@ -153,9 +222,17 @@ def load(
     chosen = {**protocol.data.options, **(options or {})}
     if data_root is not None:
         chosen["data_root"] = str(data_root)
+    if protocol.dataset is not None:
+        chosen |= {"name": protocol.name, "dataset": protocol.dataset.model_dump(), "keep": protocol.keep}
     questions = sources.load(protocol.data.source, protocol.benchmark, split or protocol.data.split, **chosen)
-    if own and protocol.data.rows is not None and len(questions.questions) != protocol.data.rows:
-        raise UserError(f"{protocol.name}: the data hold {len(questions.questions)} questions, expected {protocol.data.rows}")
+    if own and not partial and protocol.data.rows is not None and len(questions.questions) != protocol.data.rows:
+        count = len(questions.questions)
+        raise UserError(
+            f"{protocol.name}: the data hold {count} questions, expected {protocol.data.rows}{hint(protocol, count)}"
+        )
+    pinned = protocol.dataset is not None and (data_root is not None or protocol.dataset.revision is None)
+    if own and not partial and protocol.dataset is not None and pinned:
+        pins.check(protocol.name, len(questions.questions), questions.digest, str(data_root or protocol.dataset.id))
     if own and protocol.data.digest is not None and questions.digest != protocol.data.digest:
         raise UserError(
             f"{protocol.name}: the data's digest is {questions.digest}, expected {protocol.data.digest}: "

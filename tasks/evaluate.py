@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from harness.base import UserError, write_jsonl
 from tasks import bridge
 from tasks.catalogue import Protocol
+from tasks.prompting import prompts
 from tasks.questions import QuestionSet
 from tasks.scoring import prompt_digest
 
@@ -54,10 +55,8 @@ def evaluate(
 
     if model is None:
         model = CheckpointModel(checkpoint, batch_size=batch_size, device=device)
-    task = bridge.build(protocol, questions)
-    task.build_all_requests()
-    instances = sorted(task.instances, key=lambda instance: instance.doc_id)
-    model.task_dict[task.config.task] = task.dataset
+    instances, task, documents = bridge.requests(protocol, questions)
+    model.task_dict[task] = documents
     results = model.generate_until(instances)
     if len(results) != len(questions.questions):
         raise RuntimeError(f"{protocol.name}: {len(results)} replies to {len(questions.questions)} questions")
@@ -117,7 +116,7 @@ def diagnose(
         raise UserError(f"{protocol.name}: the teacher's predictions are for {len(teacher)} questions, expected {len(asked)}")
     shown = [None if question.image is None else questions.images[question.image] for question in asked]
     answers = [question.answer for question in asked]
-    found = model.gold_logprobs(bridge.prompts(protocol, questions), shown, answers)
+    found = model.gold_logprobs(prompts(protocol, questions), shown, answers)
     rows = []
     for n, (question, logs) in enumerate(zip(asked, found, strict=True)):
         if np.isnan(logs).any():

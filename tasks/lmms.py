@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from harness.base import UserError
 from tasks import engine
-from tasks.bridge import prompts
+from tasks.prompting import prompts
 from tasks.questions import Pixels
 
 __all__ = ["CheckpointModel", "prompts"]
@@ -28,6 +28,7 @@ __all__ = ["CheckpointModel", "prompts"]
 Floats32 = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 _Picture = Image.Image | Pixels
+_Shown = Callable[[int], list[_Picture]]
 
 
 def verify(folder: str | Path) -> Path:
@@ -60,7 +61,7 @@ def verify(folder: str | Path) -> Path:
     return folder
 
 
-def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
     """Return model and processor of a checkpoint folder; see :func:`verify` for the errors."""
     import transformers
 
@@ -98,7 +99,7 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         folder: str | Path,
         batch_size: int = 64,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         progress: Progress | None = None,
     ) -> None:
         """Load a checkpoint.
@@ -132,17 +133,21 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
 
     def generate_until(self, requests: list[engine.Instance]) -> list[engine.GenerationResult]:
         """Return one reply per request, in the requests' order, with token counts (the end token counts as output)."""
-        texts, pictures, options = [], [], []
+        texts, options = [], []
         for request in requests:
-            prompt, generation, doc_to_visual, doc_id, task, split = request.args
+            prompt, generation = request.args[:2]
             texts.append(str(prompt))
-            pictures.append(list(doc_to_visual(self.task_dict[task][split][doc_id])))
             options.append((int(generation["max_new_tokens"]), tuple(generation["until"])))
+
+        def shown(n: int) -> list[_Picture]:
+            _, _, doc_to_visual, doc_id, task, split = requests[n].args
+            return list(doc_to_visual(self.task_dict[task][split][doc_id]))
+
         results: list[engine.GenerationResult | None] = [None] * len(requests)
         done = 0
         for setting in dict.fromkeys(options):
             chosen = [n for n, option in enumerate(options) if option == setting]
-            for batch, inputs in self._batches(texts, pictures, chosen):
+            for batch, inputs in self._batches(texts, shown, chosen):
                 for n, result in zip(batch, self._generate(inputs, *setting), strict=True):
                     results[n] = result
                 done += len(batch)
@@ -170,21 +175,24 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def _batches(
-        self, texts: Sequence[str], pictures: Sequence[Sequence[_Picture]], chosen: Sequence[int]
+        self, texts: Sequence[str], pictures: _Shown, chosen: Sequence[int]
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Yield the indices of prompts that need no padding together, and their model inputs."""
-        rendered = {n: self._render(texts[n], len(pictures[n])) for n in chosen}
+        """Yield the indices of prompts that need no padding together, and their model inputs.
+
+        Images are asked for twice, once for their sizes: those of a full benchmark do not fit in memory.
+        """
+        sizes = {n: tuple(p.shape if isinstance(p, np.ndarray) else p.size for p in pictures(n)) for n in chosen}
+        rendered = {n: self._render(texts[n], len(sizes[n])) for n in chosen}
         bos = self.processor.tokenizer.bos_token
         special = bos is None or not next(iter(rendered.values()), "").startswith(bos)  # the template may bring its own
         ids = self.processor.tokenizer(list(rendered.values()), add_special_tokens=special)["input_ids"]
         groups: dict[tuple[Any, ...], list[int]] = {}
         for n, tokens in zip(rendered, ids, strict=True):
-            sizes = tuple(p.shape if isinstance(p, np.ndarray) else p.size for p in pictures[n])
-            groups.setdefault((len(tokens), sizes), []).append(n)
+            groups.setdefault((len(tokens), sizes[n]), []).append(n)
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
-                shown = [list(pictures[n]) for n in batch]
+                shown = [pictures(n) for n in batch]
                 images = {"images": [p for each in shown for p in each] if len(shown[0]) == 1 else shown} if shown[0] else {}
                 text = [rendered[n] for n in batch]
                 made = self.processor(text=text, **images, return_tensors="pt", add_special_tokens=special)
@@ -238,11 +246,15 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
             Per prompt, float32 [tokens of the reply and its end token, V]: log-probabilities in nats.
         """
         targets = [self.answer_ids(answer) for answer in answers]
-        pictures: list[list[_Picture]] = [[] if image is None else [image] for image in images]
+
+        def shown(n: int) -> list[_Picture]:
+            image = images[n]
+            return [] if image is None else [image]
+
         results: list[Floats32 | None] = [None] * len(prompts)
         for length in dict.fromkeys(len(target) for target in targets):
             chosen = [n for n, target in enumerate(targets) if len(target) == length]
-            for batch, inputs in self._batches(prompts, pictures, chosen):
+            for batch, inputs in self._batches(prompts, shown, chosen):
                 # the last target is only ever predicted, so it is not fed
                 fed = torch.tensor([targets[n][:-1] for n in batch], device=self.model.device)
                 logits = self.model(**_extended(inputs, fed), use_cache=False).logits[:, -length:]

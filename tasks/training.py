@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.base import UserError
-from tasks import bridge
 from tasks.catalogue import Protocol, load
 from tasks.faults import Faults
+from tasks.prompting import prompts
 from tasks.questions import Pixels, Question
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def training_rows(
     images: dict[str, Pixels] = {}
     for protocol in protocols:
         questions = load(protocol, data_root, split=split, options=options)
-        for question, prompt in zip(questions.questions, bridge.prompts(protocol, questions, scored=False), strict=True):
+        for question, prompt in zip(questions.questions, prompts(protocol, questions, scored=False), strict=True):
             name = f"{protocol.benchmark}/{question.id}"
             where = protocol.benchmark, question.image
             answer = _answer(question, name, faults.noise_rate(*where), seed)

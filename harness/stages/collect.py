@@ -45,9 +45,10 @@ def collect(context: Context) -> None:
         stem = context.root / row["stem"]
         scored = pd.read_parquet(f"{stem}.scores.parquet")
         scores.append(_labelled(scored, row, SCORES))
-        diagnostics.append(_labelled(pd.read_parquet(f"{stem}.diagnostics.parquet"), row, DIAGNOSTICS))
+        if TARGETS[1] in context.stage.targets:
+            diagnostics.append(_labelled(pd.read_parquet(f"{stem}.diagnostics.parquet"), row, DIAGNOSTICS))
         context.progress(number + 1, len(rows))
-    for target, frames in zip(TARGETS, (scores, diagnostics), strict=True):
+    for target, frames in zip(context.stage.targets, (scores, diagnostics), strict=False):
         pd.concat(frames, ignore_index=True).to_parquet(context.out(target), index=False)
 
 

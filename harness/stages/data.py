@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.base import UserError, write_json
+from harness.base import UserError, digest, digest_file, write_json
 
 if TYPE_CHECKING:
     from harness.workers import Context
@@ -85,9 +87,31 @@ def load_questions(context: Context, protocol: Protocol, limit: int | None) -> Q
     kept: dict[tuple[str, int | None], Any] = context.memory.setdefault("questions", {})
     key = (protocol.name, limit)
     if key not in kept:
-        kept[key] = tasks.load(protocol, limit=limit)
+        root = context.place("data_root") if protocol.dataset is not None and "data_root" in context.stage.places else None
+        kept[key] = tasks.load(protocol, data_root=root, limit=limit, partial=bool(context.config.get("incomplete")))
     questions: QuestionSet = kept[key]
     return questions
+
+
+@functools.cache  # a plan is made several times by one command, and data sets are large
+def signature(folder: Path) -> str:
+    """Return a digest of a benchmark's folder of a data root: contents of its files, of images their names and sizes.
+
+    Raises:
+        UserError: when the folder is not there, or empty.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: --data-root holds a folder per benchmark (docs/data_root.md)")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if not files:
+        raise UserError(f"{folder} holds no file (docs/data_root.md)")
+    pictures = {path for path in files if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")}
+    return digest([[f.relative_to(folder).as_posix(), f.stat().st_size if f in pictures else digest_file(f)] for f in files])
+
+
+def facts(protocol: str) -> str:
+    """Return where the facts on a protocol's questions are kept, relative to the run folder."""
+    return f"questions/{protocol}.json"
 
 
 def questions(context: Context) -> None:
@@ -96,22 +120,24 @@ def questions(context: Context) -> None:
     from PIL import Image
 
     import tasks
-    from tasks.lmms import prompts
 
-    folder, pictures = context.out("questions"), context.out("images")
+    folder = context.out("questions")
     folder.mkdir(parents=True)
-    pictures.mkdir(parents=True)
+    pictures = context.out("images") if "images" in context.stage.targets else None
+    if pictures is not None:
+        pictures.mkdir(parents=True)
     names = [facts["name"] for facts in context.config["protocols"]]
     for number, name in enumerate(names):
         protocol = tasks.protocol(name)
         found = load_questions(context, protocol, context.config["limit"])
-        texts = prompts(protocol, found)
+        texts = tasks.prompts(protocol, found)
         rows = [(q.id, q.cluster, q.group, q.image, text, q.answer) for q, text in zip(found.questions, texts, strict=True)]
         frame = pd.DataFrame(rows, columns=["id", "cluster", "group", "image", "prompt", "gold"])
         frame.to_parquet(folder / f"{name}.parquet", index=False)
-        write_json(folder / f"{name}.json", question_facts(protocol, found))
-        for key, pixels in found.images.items():
-            Image.fromarray(pixels).save(pictures / f"{key}.png")
+        write_json(folder / Path(facts(name)).name, question_facts(protocol, found))
+        if pictures is not None:
+            for key in itertools.islice(found.images, context.config.get("pictures")):
+                Image.fromarray(found.images[key]).save(pictures / f"{key}.png")
         context.progress(number + 1, len(names))
 
 
@@ -124,6 +150,7 @@ def question_facts(protocol: Protocol, found: QuestionSet) -> dict[str, Any]:
         "version": protocol.version,
         "digest": found.digest,
         "rows": len(found.questions),
+        "expected_rows": protocol.data.rows,
         "constant": {"answer": answer, "value": value},
     }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.base import UserError, read_jsonl
+from harness.base import UserError, read_jsonl, write_json
 from harness.stages import data
 from harness.stages.student import use_torch
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from tasks.lmms import CheckpointModel
 
 #: Raise when the same checkpoint would get other replies, scores or diagnostics.
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 #: The replies, and what is computed from them, beside each other.
-SUFFIXES = (".jsonl", ".scores.parquet", ".diagnostics.parquet")
-_REPLIES, _SCORES, _DIAGNOSTICS = SUFFIXES
+SUFFIXES = (".jsonl", ".scores.parquet", ".words.json", ".diagnostics.parquet")
+WITHOUT_DIAGNOSTICS = SUFFIXES[:-1]
+_REPLIES, _SCORES, WORDS, _DIAGNOSTICS = SUFFIXES
 
 Logs = NDArray[np.float32]
 
@@ -35,9 +36,10 @@ def gold(protocol: str) -> str:
 
 
 def run(context: Context) -> None:
-    """Write replies, scores and diagnostics of one model on one protocol; for the teacher, its log-probabilities as well.
+    """Write replies, scores, unknown words and diagnostics of one model on one protocol.
 
-    An attempt that was stopped after the replies were written goes on from them.
+    For the teacher, its log-probabilities of the gold answers as well. An attempt that was stopped after the replies were
+    written goes on from them.
     """
     import tasks
     from tasks.evaluate import diagnose, evaluate
@@ -46,19 +48,53 @@ def run(context: Context) -> None:
     config = context.config
     protocol = tasks.protocol(config["protocol"]["name"])
     questions = data.load_questions(context, protocol, config["limit"])
+    incomplete = bool(config.get("incomplete"))
     out = {Path(target).name.removeprefix(protocol.name): context.out(target) for target in context.stage.targets}
     model = _model(context)
     if out[_REPLIES].is_file():
         replies = read_jsonl(out[_REPLIES])
     else:
         replies = evaluate(context.place("checkpoint"), protocol, questions, model=model, replies_path=out[_REPLIES])
-    tasks.score(protocol, replies, gold=questions).rows.to_parquet(out[_SCORES], index=False)
+    tasks.score(protocol, replies, gold=questions, partial=incomplete).rows.to_parquet(out[_SCORES], index=False)
+    lost = unknown_words(model.processor.tokenizer, tasks.prompts(protocol, questions))
+    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"]})
+    if _DIAGNOSTICS not in out:
+        return
     ids = [q.id for q in questions.questions]
-    teacher = None if config["name"] == "teacher" else _read_gold(context.root / gold(protocol.name), ids)
+    taught = config["taught"] and config["name"] != "teacher"
+    teacher = _read_gold(context.root / gold(protocol.name), ids) if taught else None
     diagnosis = diagnose(model, protocol, questions, teacher)
     diagnosis.rows.to_parquet(out[_DIAGNOSTICS], index=False)
     if config["name"] == "teacher":
         _write_gold(context.out(gold(protocol.name)), ids, diagnosis.logprobs)
+
+
+def unknown_words(tokenizer: Any, prompts: Sequence[str]) -> dict[str, int]:
+    """Count what of the prompts the tokenizer cannot tell apart: words that it only knows as its unknown token.
+
+    Returns:
+        prompts, prompts_affected (with at least one such word), tokens, tokens_unknown; the last two over all prompts.
+    """
+    counts = {"prompts": len(prompts), "prompts_affected": 0, "tokens": 0, "tokens_unknown": 0}
+    for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]:
+        lost = 0 if tokenizer.unk_token_id is None else ids.count(tokenizer.unk_token_id)
+        counts["prompts_affected"] += lost > 0
+        counts["tokens"] += len(ids)
+        counts["tokens_unknown"] += lost
+    return counts
+
+
+def squeeze(model: CheckpointModel) -> int | None:
+    """Let a model whose processor resizes nothing take images of any size: they are squeezed to the size that it was made for.
+
+    Images of that size are not changed by it. Returns the side in pixels, or None for a model that resizes by itself.
+    """
+    pictures = getattr(model.processor, "image_processor", None)
+    side = getattr(getattr(model.model.config, "vision_config", None), "image_size", None)
+    if pictures is None or pictures.do_resize or not isinstance(side, int):
+        return None
+    pictures.do_resize, pictures.size = True, {"height": side, "width": side}
+    return side
 
 
 def _model(context: Context) -> CheckpointModel:
@@ -69,12 +105,15 @@ def _model(context: Context) -> CheckpointModel:
     memory["progress"] = context.progress  # the model outlives the stage, its progress must not
 
     def load() -> CheckpointModel:
-        return CheckpointModel(
+        loaded = CheckpointModel(
             context.place("checkpoint"),
             batch_size=context.config["batch_size"],
             device=context.settings.device,
+            dtype=context.config.get("dtype", "float32"),
             progress=lambda done, total: memory["progress"](done, total),
         )
+        memory["squeezed"] = squeeze(loaded)
+        return loaded
 
     model: CheckpointModel = context.remember("checkpoint", context.stage.job, load)
     return model

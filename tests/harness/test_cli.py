@@ -51,7 +51,7 @@ def test_list_names_everything_that_can_be_asked_for(tmp_path, light):
 
 
 BAD = {
-    ("--preset", "smok"): "unknown preset 'smok'. Did you mean 'smoke'?",
+    ("--preset", "smok"): "unknown preset 'smok'. Did you mean 'smoke'",
     ("--preset", "gone.yaml"): "does not exist",
     ("--students", "ce+fk1"): "Did you mean 'fkl'?",
     ("--students", "nosuch*"): "matches no recipe",

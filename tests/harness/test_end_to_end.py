@@ -92,7 +92,7 @@ def test_manifest_says_what_was_run(run):
     assert manifest["students"] == ["ce", "ce+fkl@instance"]
     assert manifest["seeds"] == [0]
     assert set(manifest["protocols"]) == {"pope@miniature", "textvqa@miniature"}
-    assert set(manifest["protocols"]["pope@miniature"]) == {"version", "digest", "rows", "constant"}
+    assert set(manifest["protocols"]["pope@miniature"]) == {"version", "digest", "rows", "expected_rows", "constant"}
     assert set(manifest["weights"]) == {"tower", "teacher", "base"}
     assert manifest["overrides"] == {"students": "ce,ce+fkl@instance", "tasks": "pope,textvqa"}
     assert manifest["threads"] == 1

@@ -38,7 +38,7 @@ def test_no_batch_is_padded(model, asked):
     protocol = tasks.protocol("scienceqa@miniature")
     shown = [[] if q.image is None else [asked.images[q.image]] for q in asked.questions]
     seen = []
-    for batch, inputs in model._batches(tasks.prompts(protocol, asked), shown, range(len(shown))):
+    for batch, inputs in model._batches(tasks.prompts(protocol, asked), shown.__getitem__, range(len(shown))):
         assert (inputs["attention_mask"] == 1).all()
         assert not (inputs["input_ids"] == model.processor.tokenizer.pad_token_id).any()
         assert (inputs["input_ids"][:, 0] == 1).all()
@@ -99,7 +99,7 @@ def test_the_first_greedy_token_is_the_most_likely_gold_position(model, asked):
     images = [None if q.image is None else asked.images[q.image] for q in asked.questions]
     logs = model.gold_logprobs(tasks.prompts(protocol, asked), images, ["yes"] * len(images))
     shown = [[] if image is None else [image] for image in images]
-    for batch, inputs in model._batches(tasks.prompts(protocol, asked), shown, range(len(images))):
+    for batch, inputs in model._batches(tasks.prompts(protocol, asked), shown.__getitem__, range(len(images))):
         first = model.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
         assert first == [int(logs[n][0].argmax()) for n in batch]
 
@@ -193,7 +193,7 @@ def _grouped(model, prompts, shown):
     original = model.processor
     try:
         model.processor = _Recorder(original)
-        yield from model._batches(prompts, shown, range(len(shown)))
+        yield from model._batches(prompts, shown.__getitem__, range(len(shown)))
     finally:
         model.processor = original
 

@@ -16,7 +16,7 @@ import toys
 
 import tasks
 from harness.base import UserError
-from tasks import bridge, engine, scoring
+from tasks import bridge, engine, replay, scoring
 from tasks.aggregate import aggregate
 
 ALL = list(toys.BENCHMARKS)
@@ -60,7 +60,7 @@ def test_our_number_is_lmms_evals_number(benchmark):
     )
     replies = mixed(questions)
     scores = tasks.score(protocol, replies, questions)
-    results = engine.run(scoring._Replay([row["reply"] for row in replies]), bridge.build(protocol, questions))
+    results = engine.run(replay.Replay([row["reply"] for row in replies]), bridge.build(protocol, questions))
     (reported,) = results["results"].values()
     key = {"pope": "pope_accuracy", "mmbench": "gpt_eval_score"}.get(benchmark, "exact_match")
     if benchmark == "mme":
@@ -78,7 +78,7 @@ def test_pope_f1_is_lmms_evals_on_one_split():
     for split in ("random", "popular", "adversarial"):
         part = replace(questions, questions=tuple(q for q in questions.questions if q.group == split))
         chosen = [row for row in replies if row["id"] in {q.id for q in part.questions}]
-        results = engine.run(scoring._Replay([row["reply"] for row in chosen]), bridge.build(protocol, part))
+        results = engine.run(replay.Replay([row["reply"] for row in chosen]), bridge.build(protocol, part))
         (reported,) = results["results"].values()
         rows = tasks.score(protocol, chosen, part).rows
         assert aggregate(rows, "pope_mean_f1") == pytest.approx(100 * reported["pope_f1_score,none"])
