@@ -206,7 +206,10 @@ def test_seeds_are_averaged_within_questions_and_counted():
     found = interval(both, MEAN)
     assert (found.value, found.n, found.seeds) == (37.5, 80, 2)
     averaged = one.assign(score=(one["score"] + two["score"].to_numpy()) / 2, seed=None)
-    assert found.low == pytest.approx(interval(averaged, MEAN).low)
+    assert found.sampling_se == pytest.approx(interval(averaged, MEAN).sampling_se)
+    assert found.training_sd == pytest.approx(25 / np.sqrt(2))
+    assert found.high - found.low > 3 * (interval(averaged, MEAN).high - interval(averaged, MEAN).low)
+    assert interval(one, MEAN).training_sd is None
     assert difference(both, one, MEAN).seeds == (2, 1)
 
 
