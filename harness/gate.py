@@ -9,7 +9,8 @@ cannot go below 1/2001, too coarse for a Holm correction over a hundred comparis
 differ at all as let an exact sign test reject. Several seeds add their spread to the error (Welch-Satterthwaite), paired where
 both sides have the same; with one, training variation is unmeasured, and the margins of trained students have to cover it.
 
-Sources: non-inferiority by a one-sided interval, ICH E9 (1998), section 3.3.2; Holm 1979; Satterthwaite 1946.
+Sources: non-inferiority by a one-sided interval, ICH E9 (1998), section 3.3.2; Holm 1979; Satterthwaite 1946;
+Agresti & Min 2005 for the pseudo-counts of paired proportions.
 """
 
 from __future__ import annotations
@@ -172,8 +173,10 @@ def measure(run: Bootstrap, baseline: Bootstrap) -> Measured:
     _, sizes = np.unique(strata, return_counts=True)
     # A part with one cluster shows no variation, so nothing can be said of the error (identical students aside).
     df = float(len(strata) - len(sizes)) if sizes.min() > 1 else 0.0
-    # A bootstrap of C clusters has the variance of a sample of C divided by C, not by C - 1.
-    sampling = found.sampling_se**2 * len(strata) / df if df > 0 else math.inf
+    # A bootstrap of C clusters has the variance of a sample of C divided by C, not by C - 1. The second factor allows for one
+    # more cluster that differs than the sample happens to hold, as Agresti and Min's pseudo-counts do.
+    apart = found.clusters_apart
+    sampling = found.sampling_se**2 * len(strata) / df * (1.0 + 1.0 / max(apart, 1)) if df > 0 else math.inf
     terms = [(v, f) for v, f in [(sampling, df), *_training(run, baseline)] if v > 0.0]
     total = sum(variance for variance, _ in terms)
     if len(terms) > 1 and math.isfinite(total):

@@ -20,6 +20,8 @@ from harness.gate import FAIL, INCONCLUSIVE, PASS, Comparison, Flip, Outcome
 _STYLES = {FAIL: "bold red", INCONCLUSIVE: "yellow", PASS: "green"}
 #: Questions listed each way under a comparison on the screen and in the summaries; ``--flips FILE`` has them all.
 _LISTED = 10
+#: A reply may hold anything, escape sequences of terminals included. White space is not meant: it becomes a space.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]")
 _REPLY = 48
 SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -162,7 +164,7 @@ def _show_flips(console: Console, way: str, flips: Sequence[Flip]) -> None:
 
 def short(text: str) -> str:
     """Cut a reply to one readable line."""
-    line = " ".join(text.split())
+    line = " ".join(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).split())
     return line if len(line) <= _REPLY else f"{line[: _REPLY - 1]}…"
 
 
