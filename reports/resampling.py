@@ -138,9 +138,10 @@ def _split_seeds(rows: pd.DataFrame) -> dict[int | None, pd.DataFrame]:
     return found | ({None: rows[np.isnan(seeds)]} if np.isnan(seeds).any() else {})
 
 
-def _bootstrap(
+def bootstrap_tables(
     tables: Mapping[int | None, ClusterSums], questions: pd.Series, key: str, resamples: int, seed: int
 ) -> Bootstrap:
+    """Resample tables of sums, one per training, all over the same clusters; ``key`` picks the stream of random numbers."""
     first = next(iter(tables.values()))
     for other in tables.values():
         if other.clusters != first.clusters or not np.array_equal(other.strata, first.strata):
@@ -169,7 +170,7 @@ def bootstrap(rows: pd.DataFrame, protocol: ProtocolFacts, resamples: int = RESA
     if rows.empty:
         raise UserError(f"{protocol.name}: there are no scored questions")
     tables = {label: cluster_sums(part, protocol.aggregation) for label, part in _split_seeds(rows).items()}
-    return _bootstrap(tables, rows.groupby("id")["score"].mean(), protocol.name, resamples, seed)
+    return bootstrap_tables(tables, rows.groupby("id")["score"].mean(), protocol.name, resamples, seed)
 
 
 def bootstrap_mean(
@@ -195,7 +196,7 @@ def bootstrap_mean(
     index = rows["protocol"].astype(str) + "/" + rows["id"].astype(str)
     tables = {label: _mean_sums(part, column, protocols, pooled) for label, part in _split_seeds(rows).items()}
     questions = rows[column].astype(np.float64).groupby(index).mean()
-    return _bootstrap(tables, questions, key, resamples, seed)
+    return bootstrap_tables(tables, questions, key, resamples, seed)
 
 
 def _mean_sums(rows: pd.DataFrame, column: str, protocols: Sequence[str], pooled: bool) -> ClusterSums:
