@@ -33,6 +33,7 @@ from reports.resampling import Floats as Floats
 from reports.resampling import ProtocolFacts as ProtocolFacts
 from reports.resampling import bootstrap as bootstrap
 from reports.resampling import bootstrap_mean as bootstrap_mean
+from reports.resampling import bootstrap_tables as bootstrap_tables
 from reports.resampling import cluster_counts as cluster_counts
 from reports.resampling import combine as combine
 from reports.resampling import paired_spread, spread

@@ -8,7 +8,7 @@ import pytest
 import simulate
 import yaml
 
-from harness.base import UserError, parse
+from harness.base import UserError, parse, read_json, write_json
 from reports import frames, page, statistics, tables
 from reports.frames import Irrelevant
 from reports.measures import Estimates
@@ -276,3 +276,24 @@ def test_no_interval_leaves_what_the_number_can_be(tmp_path):
             found = made.interval("ce", "score", protocol)
             assert 0.0 <= found.low < found.high <= 100.0
             assert found.training_sd > 5
+
+
+def test_costs_are_medians_over_seeds_and_an_older_run_says_so(tmp_path, small_copy):
+    run = simulate.write_run(tmp_path / "run", seeds=(0, 1, 2), clusters=14, students=["ce"], steps=10)
+    for seed, seconds in enumerate((5.0, 100.0, 7.0)):
+        path = run / "students" / "ce" / f"seed{seed}" / "cost.json"
+        write_json(path, read_json(path) | {"seconds": seconds})
+    table = tables.build("cost", layouts()["cost"], Estimates(frames.load(run), resamples=50))
+    assert [cell.text for cell in table.rows[0].cells] == ["7.0", "1.00", "320", "0", "600"]
+    assert table.rows[0].seeds == "3"
+    for path in small_copy.glob("students/*/seed0/cost.json"):
+        path.unlink()
+    with pytest.raises(frames.Missing, match="did not record their cost"):
+        tables.build("cost", layouts()["cost"], Estimates(frames.load(small_copy), resamples=50))
+
+
+def test_whom_weights_trust_is_a_table_too(estimates):
+    table = tables.build("weights-trust", layouts()["weights-trust"], estimates)
+    assert [row.label for row in table.rows] == [s for s in simulate.STUDENTS if s.endswith("@instance")]
+    assert all(row.cells[0].value > 0.5 and row.cells[0].marked for row in table.rows)  # planted by the simulator
+    assert not any(row.cells[1].value > 0.65 for row in table.rows)
