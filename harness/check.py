@@ -38,6 +38,7 @@ Update = Annotated[bool, typer.Option("--update", help="Write the baseline from 
 Reason = Annotated[str | None, typer.Option(help="Why the baseline changes; recorded in it. Needed by --update.")]
 MarginsFile = Annotated[Path | None, typer.Option("--margins", help="A YAML file of margins. Default: harness/margins.yaml.")]
 Students = Annotated[str | None, typer.Option(help="Compare these only: names or globs of the baseline's, a comma list.")]
+Seeds = Annotated[str | None, typer.Option(help="Compare the mean over these seeds of the run, such as 0,1. Default: all.")]
 Junit = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")]
 Flips = Annotated[Path | None, typer.Option("--flips", help="Write all questions whose score changed, as JSON lines.")]
 GitHub = Annotated[bool, typer.Option("--github", help="Print annotations and append a step summary.")]
@@ -54,6 +55,7 @@ def check(
     reason: Reason = None,
     margins: MarginsFile = None,
     students: Students = None,
+    seeds: Seeds = None,
     junit: Junit = None,
     flips: Flips = None,
     github: GitHub = False,
@@ -67,10 +69,17 @@ def check(
     if reason is not None and not update:
         raise UserError("--reason says why a baseline changes; give it together with --update")
     if not update:
-        return _compare(run, baseline, margins, students, junit, flips, github)
+        return _compare(_run(run), baseline, margins, students, seeds, junit, flips, github)
     if reason is None:
         raise UserError("--update needs --reason TEXT: say in a sentence why the baseline changes")
-    unused = {"--margins": margins, "--students": students, "--junit": junit, "--flips": flips, "--github": github or None}
+    unused = {
+        "--margins": margins,
+        "--students": students,
+        "--seeds": seeds,
+        "--junit": junit,
+        "--flips": flips,
+        "--github": github or None,
+    }
     given = [name for name, value in unused.items() if value is not None]
     if given:
         raise UserError(f"--update compares nothing; leave out {', '.join(given)}")
@@ -79,14 +88,22 @@ def check(
 
 
 def _compare(
-    folder: Path, file: Path, margins: Path | None, students: str | None, junit: Path | None, flips: Path | None, github: bool
+    run: Run,
+    file: Path,
+    margins: Path | None,
+    students: str | None,
+    seeds: str | None,
+    junit: Path | None,
+    flips: Path | None,
+    github: bool,
 ) -> int:
-    from harness import baseline, gate, gate_output
+    from harness import baseline, gate_output, gate_run
     from harness.margins import load
 
     summary = gate_output.summary_path(os.environ) if github else None
-    limits, held, run = load(margins), baseline.load(file), _run(folder)
-    outcome = gate.compare(run, held, limits, None if students is None else _chosen(students, held))
+    limits, held = load(margins), baseline.load(file)
+    run = run if seeds is None else _of_seeds(run, seeds)
+    outcome = gate_run.compare(run, held, limits, None if students is None else _chosen(students, held))
     changes = gate_output.environment(held, run.manifest.versions, run.manifest.hardware.get("processor"))
     # A log has no width of its own; 80 columns would fold six protocols.
     wide = cli.console if cli.console.is_terminal or "COLUMNS" in os.environ else Console(width=_LOG_WIDTH)
@@ -126,6 +143,23 @@ def _run(folder: Path) -> Run:
     root = folder.expanduser().resolve()
     store.read_preset(root)
     return frames.load(root)
+
+
+def _of_seeds(run: Run, text: str) -> Run:
+    """Leave out the trainings of other seeds; given models have none and stay."""
+    import dataclasses
+
+    from harness import selection
+
+    wanted = selection.seeds(text)
+    if run.scores is None:
+        raise UserError(f"{run.folder} holds no scores.parquet: finish the run first")
+    held = sorted(int(seed) for seed in run.scores["seed"].dropna().unique())
+    for seed in wanted:
+        if seed not in held:
+            raise UserError(f"--seeds: {run.folder} holds no seed {seed}; it holds: {', '.join(map(str, held)) or 'none'}")
+    kept = run.scores["seed"].isna() | run.scores["seed"].isin(wanted)
+    return dataclasses.replace(run, scores=run.scores[kept])
 
 
 def _chosen(text: str, held: Baseline) -> list[str]:

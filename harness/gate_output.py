@@ -15,7 +15,7 @@ from rich.text import Text
 
 from harness.base import UserError, atomic_path, write_jsonl
 from harness.baseline import Baseline
-from harness.gate import FAIL, INCONCLUSIVE, PASS, Comparison, Flip, Outcome
+from harness.gate import ALL, FAIL, INCONCLUSIVE, PASS, Comparison, Flip, Outcome
 
 _STYLES = {FAIL: "bold red", INCONCLUSIVE: "yellow", PASS: "green"}
 #: Questions listed each way under a comparison on the screen and in the summaries; ``--flips FILE`` has them all.
@@ -122,7 +122,7 @@ def show(console: Console, outcome: Outcome, baseline: Baseline, changes: str) -
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run minus baseline")
     for name in protocols:
-        table.add_column(name.replace("@", "\n@"), justify="right")
+        table.add_column(name.replace("@", "\n@").replace(" ", "\n"), justify="right")
     cells = {(c.student, c.protocol): c for c in outcome.comparisons}
     for student in dict.fromkeys(c.student for c in outcome.comparisons):
         found = [cells.get((student, name)) for name in protocols]
@@ -189,6 +189,7 @@ def write_flips(path: Path, outcome: Outcome) -> None:
             }
             for c in ordered(outcome)
             for f in c.flips
+            if c.protocol != ALL  # they stand under their protocols already
         ),
     )  # fmt: skip
 

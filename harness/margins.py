@@ -43,13 +43,16 @@ class Margins(Strict):
     benchmarks: dict[str, Margin] = Field(default_factory=dict)
     protocols: dict[str, Margin] = Field(default_factory=dict)
 
-    def of(self, protocol: tasks.Protocol, kind: Kind) -> float:
-        """Return the margin of a protocol in its own unit (percent points, MME points)."""
+    def percent(self, protocol: tasks.Protocol, kind: Kind) -> float:
+        """Return the margin of a protocol in percent of its range."""
         own = (self.protocols.get(protocol.name), self.benchmarks.get(protocol.benchmark))
         found = [getattr(entry, kind) for entry in own if entry is not None]
-        percent = next((value for value in found if value is not None), getattr(self.default, kind))
+        return float(next((value for value in found if value is not None), getattr(self.default, kind)))
+
+    def of(self, protocol: tasks.Protocol, kind: Kind) -> float:
+        """Return the margin of a protocol in its own unit (percent points, MME points)."""
         low, high = protocol.range
-        return float(percent) / 100.0 * (high - low)
+        return self.percent(protocol, kind) / 100.0 * (high - low)
 
 
 def load(path: Path | None = None) -> Margins:

@@ -49,7 +49,7 @@ def copy(taken, tmp_path):
 def test_an_identical_run_passes(taken, tmp_path):
     done = call("--run", taken / "run", "--baseline", taken / "b", cwd=tmp_path, module="harness.check")
     assert done.returncode == 0, done.stderr
-    assert "PASS: 16 PASS, 0 FAIL, 0 INCONCLUSIVE of 16 comparisons" in done.stdout
+    assert "PASS: 20 PASS, 0 FAIL, 0 INCONCLUSIVE of 20 comparisons" in done.stdout
     assert "the first one" in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -63,7 +63,7 @@ def test_a_broken_student_fails_and_the_questions_are_named(taken, broken, tmp_p
         GITHUB_STEP_SUMMARY=str(summary),
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "FAIL: 15 PASS, 1 FAIL, 0 INCONCLUSIVE of 16 comparisons" in done.stdout
+    assert "FAIL: 18 PASS, 2 FAIL, 0 INCONCLUSIVE of 20 comparisons" in done.stdout
 
     flips = read_jsonl(tmp_path / "flips.jsonl")
     assert {(f["student"], f["protocol"]) for f in flips} == {("ce", "pope@miniature")}
@@ -84,11 +84,10 @@ def test_a_broken_student_fails_and_the_questions_are_named(taken, broken, tmp_p
     assert first["reply"] in done.stdout
 
     suite = ET.parse(tmp_path / "gate.xml").getroot().find("testsuite")
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("16", "1", "0")
-    (failure,) = suite.iter("failure")
-    assert first["id"] in failure.text
-    (case,) = [case for case in suite if case.find("failure") is not None]
-    assert (case.get("classname"), case.get("name")) == ("pope@miniature", "ce")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("20", "2", "0")
+    failed = {(case.get("name"), case.get("classname")): case.find("failure") for case in suite if len(case)}
+    assert failed.keys() == {("ce", "pope@miniature"), ("ce", "all protocols")}
+    assert all(first["id"] in failure.text for failure in failed.values())
 
     assert "::error title=FAIL%3A ce on pope@miniature::" in done.stdout
     text = summary.read_text()
@@ -123,6 +122,31 @@ def test_another_seed_of_the_same_recipe_does_not_fail(answers, taken, tmp_path,
 def test_what_is_compared_can_be_chosen(taken, broken):
     assert check.check(run=broken, baseline=taken / "b", students="teacher,base,ce+*") == 0
     assert check.check(run=broken, baseline=taken / "b", students="ce") == 1
+
+
+def test_many_small_losses_show_in_the_mean_over_all_protocols(tmp_path, capsys):
+    rng = np.random.default_rng(15)
+    before = gate_runs.drawn(rng, 24)
+    after = {name: gate_runs.moved(rng, right, 0.3) for name, right in before.items()}
+    old = gate_runs.write(tmp_path / "old", {("ce", 0): before}, clusters=24)
+    new = gate_runs.write(tmp_path / "new", {("ce", 0): after}, clusters=24)
+    path = tmp_path / "wide.yaml"
+    path.write_text("default: {given: 1, trained: 15}\n")
+    check.check(run=old, baseline=tmp_path / "b", update=True, reason="small")
+    assert check.check(run=new, baseline=tmp_path / "b", margins=path) == 1
+    out = capsys.readouterr().out
+    assert "FAIL ce on all protocols" in out
+    assert "FAIL ce on gqa@miniature" not in out
+
+
+def test_seeds_of_the_run_can_be_chosen(answers, taken, tmp_path):
+    rng = np.random.default_rng(16)
+    worse = {name: rng.random(len(right)) < 0.2 for name, right in answers["ce", 0].items()}
+    run = gate_runs.write(tmp_path / "two", {**answers, ("ce", 1): worse}, clusters=60)
+    assert check.check(run=run, baseline=taken / "b", students="ce", seeds="0") == 0
+    assert check.check(run=run, baseline=taken / "b", students="ce", seeds="1") == 1
+    with pytest.raises(UserError, match="holds no seed 2; it holds: 0, 1"):
+        check.check(run=run, baseline=taken / "b", seeds="2")
 
 
 def test_margins_of_ones_own(taken, broken, tmp_path):
@@ -250,7 +274,7 @@ def test_replies_cannot_break_what_is_written(taken, broken, tmp_path, monkeypat
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv(gate_output.SUMMARY, str(tmp_path / "s.md"))
     assert check.check(run=run, baseline=taken / "b", junit=tmp_path / "j.xml", github=True) == 1
-    assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "1"
+    assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "2"
     out = capsys.readouterr().out
     assert not [line for line in out.splitlines() if line.startswith("::error::x")]
     assert "\x1b[31m" not in out
