@@ -51,8 +51,8 @@ def conclusions(estimates: Estimates) -> list[Conclusion]:
             Conclusion(
                 "caveat",
                 f"{count(made, 'paired comparison')} made for this summary; Holm's correction covers the benchmarks of each"
-                f" pair of students, not the pairs: were no student different from another, {1.0 - estimates.level:.2g} of"
-                " the pairs would still show a resolved benchmark.",
+                f" pair of students, not the pairs: were no student different from another, one in"
+                f" {1.0 / (1.0 - estimates.level):.0f} pairs would still show a resolved benchmark.",
             )
         )
     return out

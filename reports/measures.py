@@ -216,12 +216,17 @@ class Estimates:
         found = [compare(self.sample(a, name, p), self.sample(b, name, p), self.level) for p in both]
         return {None if p is None else p.name: d for p, d in zip(both, adjust(found), strict=True)}
 
-    def leaders(self, students: Sequence[str], name: str, protocol: Protocol | None) -> set[str]:
-        """Return the best of ``students`` and all that are not resolved from it; empty where no direction is better."""
+    def rivals(self, students: Sequence[str], name: str, protocol: Protocol | None) -> tuple[str | None, dict[str, Difference]]:
+        """Return the best of ``students`` and its difference from each other one; nobody where no direction is better."""
         better = measure(name).higher_is_better
         here = [s for s in students if self.has(s, name, protocol)]
         if better is None or not here:
-            return set()
+            return None, {}
         sign = 1.0 if better else -1.0
         best = max(here, key=lambda s: sign * self.sample(s, name, protocol).value)
-        return {best} | {s for s in here if not self.difference(best, s, name, protocol).resolved}
+        return best, {s: self.difference(best, s, name, protocol) for s in here if s != best}
+
+    def leaders(self, students: Sequence[str], name: str, protocol: Protocol | None) -> set[str]:
+        """Return the best of ``students`` and all that are not resolved from it; empty where no direction is better."""
+        best, others = self.rivals(students, name, protocol)
+        return ({best} if best is not None else set()) | {s for s, d in others.items() if not d.resolved}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reports.frames import Run
 from reports.measures import Estimates
+from reports.statistics import Difference
 
 if TYPE_CHECKING:
     from reports.cells import Column, Row
@@ -29,12 +30,12 @@ def table_notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], 
     notes.append(seeds_note(run))
     notes.extend(_variation(columns, rows))
     if layout.mark and layout.minus is None and any(c.measure.higher_is_better is not None for c in columns):
-        notes.append(
-            "Bold: the best student of a column and every student not resolved from it by the paired difference"
-            f" ({_test(columns, estimates)})."
-        )
+        used = _rivalling(columns, rows, estimates)
+        how = f" by the paired difference ({_test(columns, estimates, used)})" if used else ""
+        notes.append(f"Bold: the best student of a column and every student not resolved from it{how}.")
     if layout.minus is not None:
-        notes.append(f"Bold: resolved ({_test(columns, estimates)}).")
+        used = {e.test for e in estimates_shown if isinstance(e, Difference)}
+        notes.append(f"Bold: resolved ({_test(columns, estimates, used)}).")
         notes.append(_small_print(columns))
     if any(m.name != "score" for m in columns):
         described = {c.measure.label: c.measure.description for c in columns if c.name != "score"}
@@ -68,29 +69,30 @@ def seeds_note(run: Run, covered: bool = True) -> str:
     )
 
 
-def _test(columns: Sequence[Column], estimates: Estimates) -> str:
+def _test(columns: Sequence[Column], estimates: Estimates, used: set[str]) -> str:
     """Name the tests and their correction."""
     alpha = f"{100 * (1 - estimates.level):g} %"
+    tests = {
+        "exact McNemar": "exact McNemar test where every unit is right or wrong and one training of either answered it",
+        "bootstrap": f"paired bootstrap, {estimates.resamples:,} resamples",
+    }
+    said = ", else ".join(text for name, text in tests.items() if name in used)
     several = sum(c.protocol is not None for c in columns) > 1
-    over = ", Holm's correction over the benchmarks of a pair of students" if several else ""
-    exact = (
-        "exact McNemar test where each unit is right or wrong and was answered by one training of either, "
-        if (any(c.name == "score" for c in columns))
-        else ""
-    )
-    return (
-        f"two-sided {alpha}; {exact}{'else ' if exact else ''}paired bootstrap{over}; pairs are not corrected for their number"
-    )
+    over = "; Holm's correction over the benchmarks of a pair of students" if several else ""
+    return f"two-sided {alpha}; {said}{over}; pairs are not corrected for their number"
+
+
+def _rivalling(columns: Sequence[Column], rows: Sequence[Row], estimates: Estimates) -> set[str]:
+    """Names of the tests that decided the marks."""
+    students = [row.label for row in rows if row.kind == "student"]
+    return {d.test for c in columns for d in estimates.rivals(students, c.name, c.protocol)[1].values()}
 
 
 def _small_print(columns: Sequence[Column]) -> str:
     """Explain the lines under a difference's interval."""
-    counts = (
-        "+a −b: questions on which the first student scores higher, and lower. "
-        if (any(c.name == "score" for c in columns))
-        else ""
-    )
-    return f"{counts}80 %: the smallest true difference that these questions would have resolved with 80 % power, uncorrected."
+    scores = any(c.name == "score" for c in columns)
+    counts = "+a −b: questions on which the first student scores higher, and lower. " if scores else ""
+    return f"{counts}Detects: the smallest true difference that these questions would resolve with 80 % power, uncorrected."
 
 
 def _variation(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:

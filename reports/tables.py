@@ -182,7 +182,7 @@ def _columns(layout: Layout, estimates: Estimates) -> list[Column]:
     columns = [Column(p.title, _size(p, run, kind, name), kind, name, p) for p in run.protocols]
     if layout.mean and len(run.protocols) > 1:
         label, unit = ("Average", "% of range") if name == "score" else ("Mean", kind.unit)
-        columns.append(Column(label, f"{unit}, {len(run.protocols)} benchmarks", kind, name, None))
+        columns.append(Column(label, f"{unit} (mean of {len(run.protocols)})", kind, name, None))
     return columns
 
 
@@ -245,7 +245,7 @@ def _detail(d: Difference, column: Column, cell: Cell) -> Iterator[str]:
     if column.name == "score":
         yield f"+{d.above} −{d.below}"
     if d.detectable is not None:
-        yield f"80 %: {replace(cell, signed=False).number(column.measure.scale * d.detectable)}"
+        yield f"detects {replace(cell, signed=False).number(column.measure.scale * d.detectable)}"
 
 
 def _reference(level: str, columns: Sequence[Column], run: Run) -> Row:

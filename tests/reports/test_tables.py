@@ -249,7 +249,7 @@ def test_a_difference_says_its_test_correction_and_what_it_could_have_detected(e
         assert (own["holm_family"] == 6).all()
         for cell in row.cells:
             assert cell.detail[0] == f"+{cell.estimate.above} −{cell.estimate.below}"
-            assert cell.detail[1].startswith("80 %: ") and cell.estimate.detectable > 2 * cell.estimate.se
+            assert cell.detail[1].startswith("detects ") and cell.estimate.detectable > 2 * cell.estimate.se
 
 
 def test_calibration_is_the_definition(estimates, whole_run):
