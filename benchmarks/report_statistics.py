@@ -122,6 +122,7 @@ Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each.")
 Resamples = Annotated[int, typer.Option("--resamples", min=100, help="Resamples of the clusters.")]
 Share = Annotated[float, typer.Option("--share", min=0.01, max=1.0, help="Share of each benchmark's clusters at full size.")]
 Out = Annotated[Path, typer.Option("--out", help="JSON file to write.")]
+Growth = Annotated[bool, typer.Option(help="Measure smaller sizes first.")]
 Child = Annotated[Path | None, typer.Option("--child", hidden=True)]
 
 
@@ -132,6 +133,7 @@ def statistics(
     resamples: Resamples = 2000,
     share: Share = 1.0,
     out: Out = Path("runs/benchmarks/statistics.json"),
+    growth: Growth = True,
     child: Child = None,
 ) -> None:
     """Measure and print."""
@@ -141,7 +143,7 @@ def statistics(
     sizes = [(max(3, students // 4), share), (max(3, students // 2), share), (students, share / 4), (students, share / 2)]
     table = Table("students", "seeds", "questions", "rows", "cells", "seconds", "processor s", "peak GiB")
     records = []
-    for count, part in [*sizes, (students, share)]:
+    for count, part in [*(sizes if growth else ()), (students, share)]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "scores.parquet"
             asked = simulate(path, count, seeds, part)

@@ -12,7 +12,7 @@ from reports.tables import Cell, Column, Row, Table, titled
 
 TITLE = "What each student cost"
 CAPTION = "One training each, median over seeds: wall time, peak memory, and passes of samples through student and teacher."
-ORDER = 70
+ORDER = 65
 
 #: name in cost.json -> label, unit, factor, decimals.
 _SHOWN = {
