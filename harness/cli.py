@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.base import UserError
 from harness.execute import StageError
 
-DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 4, 130
+DONE, GATE_FAILED, BAD_INPUT, INCONCLUSIVE, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 #: click's UsageError: Typer carries a copy of click, or uses the installed one, depending on its version.
 _USAGE: type[BaseException] = typer.BadParameter.__mro__[1]

@@ -115,7 +115,7 @@ def _figures(estimates: Estimates, folder: Path, dark: bool) -> tuple[list[Part]
                 parts.append(Part(drawing.name, title, drawing.caption, missing=str(missing)))
             _remove_stale(folder, [f"{drawing.name}{end}" for end in (".png", ".pdf", "-dark.png")])
         else:
-            said = [drawing.caption, *drawing.notes(estimates), seeds_note(estimates.run)]
+            said = [drawing.caption, *drawing.notes(estimates), seeds_note(estimates.run, covered=False)]
             parts.append(Part(drawing.name, title, " ".join(said)))
     return parts, written
 

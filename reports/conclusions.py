@@ -54,12 +54,12 @@ def conclusions(estimates: Estimates) -> list[Conclusion]:
     out.extend(_trust(estimates))
     out.append(Conclusion("caveat", seeds_note(run)))
     if made:
-        chance = (1.0 - estimates.level) * made
         out.append(
             Conclusion(
                 "caveat",
-                f"{made} paired comparisons were made for this summary, without correction for their number: "
-                f"were no student different from another, about {chance:.2g} of them would still look resolved.",
+                f"{count(made, 'paired comparison')} made for this summary; Holm's correction covers the benchmarks of each"
+                f" pair of students, not the pairs: were no student different from another, one in"
+                f" {1.0 / (1.0 - estimates.level):.0f} pairs would still show a resolved benchmark.",
             )
         )
     return out

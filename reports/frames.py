@@ -28,6 +28,7 @@ SCORES = (
 DIAGNOSTICS = ("student", "seed", "protocol", "id", "nll", "confidence", "entropy", "teacher_agrees", "teacher_kl")
 BETAS = ("step", "id", "channel", "beta", "energy", "teacher_entropy", "teacher_correct", "noisy")
 QUESTIONS = ("id", "cluster", "group", "image", "prompt", "gold")
+COST = ("seconds", "peak_memory_bytes", "samples_seen", "teacher_passes_shared", "teacher_passes_own")
 TRAINING = ("id", "benchmark", "image", "noisy", "blind")
 
 #: Weightings whose weights are given before training, or told the truth: they learn and infer nothing.
@@ -224,6 +225,19 @@ class Run:
         if not rows:
             raise Missing("The run holds no dynamics.jsonl: no student has been trained in it.")
         return pd.DataFrame(rows)
+
+    def costs(self, student: str) -> list[dict[str, Any]]:
+        """``cost.json`` of every training of a student; empty where an older version trained it."""
+        found = []
+        for _, folder in self.seed_folders(student):
+            path = folder / "cost.json"
+            if path.is_file():
+                found.append(read_json(path))
+                lost = [name for name in COST if not isinstance(found[-1].get(name), int | float | None)]
+                lost += [name for name in COST if name not in found[-1]]
+                if lost:
+                    raise UserError(f"{path} is damaged: no number called {', '.join(lost)}. Remove it and run again")
+        return found
 
     @functools.cached_property
     def betas(self) -> pd.DataFrame:

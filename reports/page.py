@@ -111,7 +111,7 @@ def markdown_table(table: Table) -> str:
         if cell is None:
             return DASH
         value = f"**{cell.text}**" if cell.marked else cell.text
-        return value if cell.span is None else f"{value} {cell.span}"
+        return value if cell.span is None else "; ".join([f"{value} {cell.span}", *cell.detail])
 
     def label(row: Row) -> str:
         name = markdown(row.label) if row.kind == "reference" else markdown_code(row.label)

@@ -235,7 +235,7 @@ def recovered(ce: Bootstrap, own: Bootstrap, oracle: Bootstrap, stable: bool, le
 def _by_seed(ce: Bootstrap, own: Bootstrap, oracle: Bootstrap) -> tuple[float, ...]:
     if not ce.seeds == own.seeds == oracle.seeds:
         return ()
-    c, x, o = (np.array([float(t.value(t.sums.sum(axis=0))) for t in b.tables]) for b in (ce, own, oracle))
+    c, x, o = (b.per_seed for b in (ce, own, oracle))
     return tuple(float(v) for v in (c - x) / (c - o)) if (c != o).all() else ()
 
 

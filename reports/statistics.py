@@ -1,24 +1,18 @@
-"""Intervals and paired differences by cluster bootstrap over per-question rows.
+"""Intervals and paired differences from resampled per-question scores.
 
-Every number of a report is a function of additive per-cluster sums (:mod:`tasks.aggregate`), so 2,000 resamples are one
-matrix product: ``value(counts @ sums)``. The counts depend only on the clusters, the protocol and the seed: two students
-on the same questions meet the same resamples, and the draws of their paired difference are the difference of their draws.
+:mod:`reports.resampling` makes the draws and :mod:`reports.decisions` the tests; here they become what a report prints.
+docs/statistics.md says which method is used where, and the coverage that was measured.
 
-Sources: percentile interval, Efron & Tibshirani 1993, ch. 13; clusters resampled whole (within strata where the benchmark
-fixes the number per part), Davison & Hinkley 1997, ch. 3; Wilson 1927 for a proportion of independent units.
-
-Several seeds: the value is the mean over seeds of the protocol's number, under one resample of the clusters for all seeds.
-For accuracies that equals averaging the scores within each question. The interval then covers the sampling of questions
-only; training variation needs seeds as a second level of resampling, which this file does not do yet.
+Sources: percentile and BCa intervals, Efron & Tibshirani 1993, ch. 13-14 (BCa's acceleration of several strata as in Davison
+& Hinkley 1997, eq. 5.26); Wilson 1927 for a proportion of independent units; exact McNemar test; Holm 1979.
 """
 
 from __future__ import annotations
 
-import functools
-import zlib
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol as Shape
 
 import numpy as np
 import pandas as pd
@@ -26,26 +20,27 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from harness.base import UserError
-from tasks.aggregate import ClusterSums, cluster_sums
+from reports import decisions
+from reports.decisions import NonInferiority as NonInferiority
+from reports.decisions import holm as holm
+from reports.decisions import mcnemar as mcnemar
+from reports.decisions import needed_n as needed_n
+from reports.decisions import non_inferiority as non_inferiority
+from reports.resampling import LEVEL as LEVEL
+from reports.resampling import RESAMPLES as RESAMPLES
+from reports.resampling import Bootstrap as Bootstrap
+from reports.resampling import Floats as Floats
+from reports.resampling import ProtocolFacts as ProtocolFacts
+from reports.resampling import bootstrap as bootstrap
+from reports.resampling import bootstrap_mean as bootstrap_mean
+from reports.resampling import bootstrap_tables as bootstrap_tables
+from reports.resampling import cluster_counts as cluster_counts
+from reports.resampling import combine as combine
+from reports.resampling import paired_spread, spread
+from tasks.aggregate import ClusterSums
 
-Floats = NDArray[np.float64]
-
-RESAMPLES = 2000
-LEVEL = 0.95
 #: Below this many clusters the percentile interval is known to be too narrow; the interval then says so.
 FEW_CLUSTERS = 30
-
-
-class ProtocolFacts(Shape):
-    """What the statistics need to know about a protocol; :class:`tasks.Protocol` has it."""
-
-    @property
-    def name(self) -> str:
-        """``benchmark@protocol``; it also picks the stream of random numbers."""
-
-    @property
-    def aggregation(self) -> str:
-        """A name in :mod:`tasks.aggregate`."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +49,13 @@ class Interval:
 
     Attributes:
         value: in the protocol's unit (percent 0-100, MME points) or the measure's own.
-        low, high: the interval's ends in the same unit; None where no interval can be given, and ``note`` says why.
+        low, high: the interval's ends in the same unit, with all variation that was measured; None where no interval can be
+            given, and ``note`` says why.
         n: questions; clusters: the units that were resampled; seeds: the number of trainings averaged.
         method: how the interval was made, a few words.
         note: a caveat worth printing, or None.
+        sampling_se: standard error from the sampling of questions alone; None where not estimated.
+        training_sd: standard deviation of the number between trainings; None with one training: unmeasured.
     """
 
     value: float
@@ -68,6 +66,8 @@ class Interval:
     seeds: int
     method: str
     note: str | None = None
+    sampling_se: float | None = None
+    training_sd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,15 @@ class Difference:
         seeds: trainings averaged on either side.
         above, below: discordant questions: those where the first student scores higher, and lower (mean over seeds).
         clusters_apart: clusters to which the two contribute differently.
-        resolved: the interval excludes zero, and enough clusters differ for an exact two-sided test to be able to reject.
+        p: two-sided p-value of "no difference" by ``test``; p_adjusted: after Holm over the ``family`` numbers compared
+            together (:func:`adjust`), equal to ``p`` where only one was.
+        resolved: ``p_adjusted`` is at most 1 - level, and enough clusters differ for an exact test to be able to reject.
+        test: ``exact McNemar`` or ``bootstrap``.
+        discordant: units (clusters) right for the first student alone, and for the second alone, where McNemar applies.
+        detectable: the smallest true difference that these questions (and trainings) would have shown with 80 % power, in a
+            two-sided test at 1 - level, uncorrected; None where no cluster differs, so that nothing can be estimated.
+        se: standard error with all variation measured; sampling_se, training_sd: as in :class:`Interval`.
+        draws: float64 [resamples], finite: for tests against other bounds (:func:`non_inferiority`).
         method, note: as in :class:`Interval`.
     """
 
@@ -95,139 +103,58 @@ class Difference:
     clusters_apart: int
     resolved: bool
     method: str
-    note: str | None = None
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """A number with its resampled draws, ready to be summarised or compared.
-
-    Attributes:
-        value: the number on all questions; draws: float64 [resamples], the number on each resample.
-        tables: one :class:`ClusterSums` per seed, all over the same clusters.
-        questions: mean score over seeds, indexed by question id, sorted.
-        key: which resamples were drawn; two bootstraps can be compared only if their keys are equal.
-    """
-
-    value: float
-    draws: Floats
-    tables: tuple[ClusterSums, ...]
-    questions: pd.Series
-    key: tuple[str, int, int]
-
-    @property
-    def seeds(self) -> int:
-        """How many trainings were averaged."""
-        return len(self.tables)
-
-
-# ---- resampling ------------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=16)
-def cluster_counts(strata: tuple[int, ...], resamples: int, seed: int, key: str) -> Floats:
-    """Return how often each cluster is drawn: [resamples, clusters]; the total within each stratum is fixed."""
-    generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
-    labels = np.asarray(strata)
-    counts = np.empty((resamples, len(labels)))
-    for label in np.unique(labels):
-        where = np.flatnonzero(labels == label)
-        counts[:, where] = generator.multinomial(len(where), np.full(len(where), 1.0 / len(where)), size=resamples)
-    counts.setflags(write=False)  # it is shared by everything that resamples these clusters
-    return counts
-
-
-def _split_seeds(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """Split by ``seed`` (null for a given model); without the column, everything is one training."""
-    if "seed" not in rows.columns:
-        return [rows]
-    return [part for _, part in rows.groupby("seed", dropna=False, sort=True)]
-
-
-def _bootstrap(tables: Sequence[ClusterSums], questions: pd.Series, key: str, resamples: int, seed: int) -> Bootstrap:
-    first = tables[0]
-    for other in tables[1:]:
-        if other.clusters != first.clusters or not np.array_equal(other.strata, first.strata):
-            raise UserError(f"{key}: the seeds of a student answered different questions; they cannot be averaged")
-    counts = cluster_counts(tuple(int(s) for s in first.strata), resamples, seed, key)
-    draws = np.mean([t.value(counts @ t.sums) for t in tables], axis=0)
-    value = float(np.mean([t.value(t.sums.sum(axis=0)) for t in tables]))
-    if not np.isfinite(value):
-        raise UserError(f"{key}: the score is not a number: a part of the benchmark holds no question at all")
-    return Bootstrap(value, draws, tuple(tables), questions.sort_index(), (key, resamples, seed))
-
-
-def bootstrap(rows: pd.DataFrame, protocol: ProtocolFacts, resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
-    """Resample one student's scored questions on one protocol.
-
-    Args:
-        rows: the student's rows of ``scores.parquet`` (id, cluster, group, gold, prediction, score, and seed).
-        protocol: names the aggregation.
-        resamples: how many; seed: of the resampling, nothing to do with training.
-
-    Raises:
-        UserError: no rows, repeated ids within a seed, scores outside 0..1, seeds over different questions.
-    """
-    if rows.empty:
-        raise UserError(f"{protocol.name}: there are no scored questions")
-    tables = [cluster_sums(part, protocol.aggregation) for part in _split_seeds(rows)]
-    return _bootstrap(tables, rows.groupby("id")["score"].mean(), protocol.name, resamples, seed)
-
-
-def bootstrap_mean(
-    rows: pd.DataFrame, column: str, resamples: int = RESAMPLES, seed: int = 0, pooled: bool = False
-) -> Bootstrap:
-    """Resample the mean of a per-question column: each protocol with equal weight or, pooled, each question.
-
-    Clusters of the same name are drawn together across protocols, because a shared image makes them dependent.
-
-    Args:
-        rows: one student's rows with protocol, id, cluster, ``column`` (finite numbers), and seed.
-
-    Raises:
-        UserError: no rows, or a value that is not finite.
-    """
-    if rows.empty:
-        raise UserError(f"{column}: there are no rows to average")
-    bad = ~np.isfinite(rows[column].to_numpy(dtype=np.float64))
-    if bad.any():
-        raise UserError(f"{column}: question {rows['id'].iloc[int(np.flatnonzero(bad)[0])]!r} has no finite value")
-    protocols = sorted(rows["protocol"].unique())
-    key = f"{column}{' pooled' if pooled else ''}: {', '.join(protocols)}"
-    index = rows["protocol"].astype(str) + "/" + rows["id"].astype(str)
-    tables = [_mean_sums(part, column, protocols, pooled) for part in _split_seeds(rows)]
-    questions = rows[column].astype(np.float64).groupby(index).mean()
-    return _bootstrap(tables, questions, key, resamples, seed)
-
-
-def _mean_sums(rows: pd.DataFrame, column: str, protocols: Sequence[str], pooled: bool) -> ClusterSums:
-    """Sums [C, 2P]: per protocol the total of ``column`` and the number of questions."""
-    codes, clusters = pd.factorize(rows["cluster"].astype(str), sort=True)
-    which = np.asarray(pd.Categorical(rows["protocol"], categories=list(protocols)).codes, dtype=np.int64)
-    cell = codes * len(protocols) + which
-    size = len(clusters) * len(protocols)
-    totals = np.bincount(cell, weights=rows[column].to_numpy(dtype=np.float64), minlength=size)
-    sums = np.stack([totals, np.bincount(cell, minlength=size).astype(np.float64)], axis=-1)
-
-    def value(total: Floats) -> Floats:
-        parts = total.reshape(*total.shape[:-1], -1, 2)
-        if pooled:
-            parts = parts.sum(axis=-2, keepdims=True)
-        with np.errstate(invalid="ignore", divide="ignore"):  # a resample without a protocol is NaN, counted later
-            return np.asarray((parts[..., 0] / parts[..., 1]).mean(axis=-1))
-
-    strata = np.zeros(len(clusters), dtype=np.int64)
-    return ClusterSums([str(c) for c in clusters], sums.reshape(len(clusters), -1), value, strata)
+    note: str | None
+    p: float
+    p_adjusted: float
+    family: int
+    test: str
+    discordant: tuple[int, int] | None
+    detectable: float | None
+    se: float
+    sampling_se: float
+    training_sd: float | None
+    level: float
+    draws: Floats = dataclasses.field(repr=False, compare=False)
 
 
 # ---- summaries -------------------------------------------------------------------------------------------------------------
 
 
 def percentile_ends(draws: Floats, level: float) -> tuple[float, float]:
-    """Return order statistics that mirror each other, so that negated draws give exactly the negated interval."""
+    """Return order statistics that mirror each other, so that negated draws give exactly the negated interval.
+
+    They are the (R + 1) alpha / 2-th from either end: zero lies outside just when :func:`decisions.p_two_sided` is at most
+    alpha.
+    """
     ordered = np.sort(draws)
-    skip = int((1.0 - level) / 2.0 * len(ordered) + 1e-9)
+    skip = max(math.floor((1.0 - level) / 2.0 * (len(ordered) + 1.0) + 1e-9) - 1, 0)
     return float(ordered[skip]), float(ordered[-1 - skip])
+
+
+def bca_ends(draws: Floats, value: float, influence: Floats, strata: NDArray[np.int64], level: float) -> tuple[float, float]:
+    """Return the BCa interval: percentiles moved for the draws' bias and for a spread that changes with the number.
+
+    Args:
+        draws: float64 [R]; value: the number itself; influence: float64 [C], the number without each cluster;
+        strata: [C] labels within which clusters were drawn.
+    """
+    ordered, count = np.sort(draws), len(draws)
+    below = (draws < value).sum() + 0.5 * (draws == value).sum()
+    bias = float(stats.norm.ppf(np.clip(below / count, 0.5 / count, 1.0 - 0.5 / count)))
+    cubes = squares = 0.0
+    for label in np.unique(strata):
+        own = influence[strata == label]
+        pull = (own.mean() - own) * (len(own) - 1.0) / len(own)
+        cubes += float((pull**3).sum())
+        squares += float((pull**2).sum())
+    acceleration = cubes / (6.0 * squares**1.5) if squares > 0.0 else 0.0
+    ends = []
+    for z in stats.norm.ppf([(1.0 - level) / 2.0, (1.0 + level) / 2.0]):
+        moved = bias + z
+        ends.append(float(stats.norm.cdf(bias + moved / (1.0 - acceleration * moved))))
+    first = max(math.floor(ends[0] * (count + 1.0) + 1e-9) - 1, 0)
+    last = max(math.floor((1.0 - ends[1]) * (count + 1.0) + 1e-9) - 1, 0)
+    return float(ordered[min(first, count - 1)]), float(ordered[max(count - 1 - last, 0)])
 
 
 def _proportion(tables: Sequence[ClusterSums]) -> tuple[int, int] | None:
@@ -247,52 +174,91 @@ def _proportion(tables: Sequence[ClusterSums]) -> tuple[int, int] | None:
     return int((each == 100.0).sum()), len(each)
 
 
+def _influence(sample: Bootstrap) -> Floats:
+    """float64 [C]: the number, mean over trainings, without each cluster."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.mean([t.value(t.sums.sum(axis=0) - t.sums) for t in sample.tables], axis=0))
+
+
+def _ends(sample: Bootstrap, draws: Floats, level: float) -> tuple[float, float, str]:
+    """Return the interval's ends and the method."""
+    if not sample.parts:
+        influence = _influence(sample)
+        if np.isfinite(influence).all():
+            return (*bca_ends(draws, sample.value, influence, sample.tables[0].strata, level), "BCa cluster bootstrap")
+    return (*percentile_ends(draws, level), "cluster bootstrap")
+
+
 def summarise(sample: Bootstrap, level: float = LEVEL) -> Interval:
     """Turn a bootstrap into a value with its interval; see :func:`interval`."""
-    clusters = len(sample.tables[0].clusters)
-    n = len(sample.questions)
+    clusters, n = sample.clusters, len(sample.questions)
+    found = spread(sample)
 
     def made(low: float | None, high: float | None, method: str, note: str | None) -> Interval:
-        return Interval(sample.value, low, high, n, clusters, sample.seeds, method, note)
+        sampling = found.sampling_se if math.isfinite(found.sampling_se) else None
+        return Interval(sample.value, low, high, n, clusters, sample.seeds, method, note, sampling, found.training_sd)
 
-    share = _proportion(sample.tables)
+    share = _proportion(sample.tables) if sample.tables else None
     if share is not None:
         right, units = share
         ends = stats.binomtest(right, units).proportion_ci(confidence_level=level, method="wilson")
         note = {0: "all wrong", units: "all right"}.get(right)
         return made(100.0 * float(ends.low), 100.0 * float(ends.high), "Wilson", note)
-    undefined = int((~np.isfinite(sample.draws)).sum())
-    if undefined > 0.05 * len(sample.draws):
-        note = f"too few clusters: {undefined} of {len(sample.draws)} resamples lack a part of the benchmark"
+    undefined = int((~np.isfinite(found.draws)).sum())
+    if undefined > 0.05 * len(found.draws):
+        note = f"too few clusters: {undefined} of {len(found.draws)} resamples lack a part of the benchmark"
         return made(None, None, "none", note)
-    draws = sample.draws[np.isfinite(sample.draws)]
+    draws = found.draws[np.isfinite(found.draws)]
     if np.ptp(draws) == 0.0:
         return made(None, None, "none", "no spread: every cluster scores the same, so no interval can be given")
-    low, high = percentile_ends(draws, level)
-    alone = int((np.unique(sample.tables[0].strata, return_counts=True)[1] == 1).sum())
+    low, high, method = _ends(sample, draws, level)
+    tables = [part.tables[0] for _, part in sample.parts] or [sample.tables[0]]
+    alone = sum(int((np.unique(t.strata, return_counts=True)[1] == 1).sum()) for t in tables)
     caveats = [
         f"only {clusters} clusters, the interval is rough" if clusters < FEW_CLUSTERS else "",
         f"{alone} part(s) hold a single cluster, whose variation cannot be seen" if alone and clusters > 1 else "",
         f"{undefined} resamples lack a part of the benchmark and are left out" if undefined else "",
     ]
-    return made(low, high, "cluster bootstrap", "; ".join(c for c in caveats if c) or None)
+    return made(low, high, method, "; ".join(c for c in caveats if c) or None)
+
+
+def _apart(a: Bootstrap, b: Bootstrap) -> int:
+    """How many clusters contribute differently to the two."""
+    if a.parts:
+        return sum(_apart(one, other) for (_, one), (_, other) in zip(a.parts, b.parts, strict=True))
+    return int((np.abs(a.mean_sums - b.mean_sums) > 1e-12).any(axis=1).sum())
+
+
+def _comparable(a: Bootstrap, b: Bootstrap) -> bool:
+    if a.key != b.key or not a.questions.index.equals(b.questions.index):
+        return False
+    pairs = zip(a.tables[:1], b.tables[:1], strict=True)
+    return all(one.clusters == other.clusters and np.array_equal(one.strata, other.strata) for one, other in pairs)
+
+
+def _discordant(a: Bootstrap, b: Bootstrap) -> tuple[int, int] | None:
+    """Units right for one student alone, each way; None unless units are independent and each wholly right or wrong."""
+    if not a.tables or a.seeds > 1 or b.seeds > 1 or _proportion(a.tables) is None or _proportion(b.tables) is None:
+        return None
+    one, other = (s.tables[0].value(s.tables[0].sums) == 100.0 for s in (a, b))
+    return int((one & ~other).sum()), int((~one & other).sum())
 
 
 def compare(a: Bootstrap, b: Bootstrap, level: float = LEVEL) -> Difference:
     """Turn two bootstraps over the same resamples into their paired difference; see :func:`difference`."""
-    first, second = a.tables[0], b.tables[0]
-    if a.key != b.key or first.clusters != second.clusters or not a.questions.index.equals(b.questions.index):
+    if not _comparable(a, b):
         raise UserError(f"{a.key[0]}: the two students answered different questions; a paired difference needs the same ones")
     per_question = a.questions.to_numpy() - b.questions.to_numpy()
-    moved = np.mean([t.sums for t in a.tables], axis=0) - np.mean([t.sums for t in b.tables], axis=0)
-    apart = int((np.abs(moved) > 1e-12).any(axis=1).sum())
-    draws = a.draws - b.draws
-    undefined = int((~np.isfinite(draws)).sum())
-    draws = draws[np.isfinite(draws)]
+    apart = _apart(a, b)
+    found = paired_spread(a, b)
+    undefined = int((~np.isfinite(found.draws)).sum())
+    draws = found.draws[np.isfinite(found.draws)]
     if len(draws) <= 0.5 * len(a.draws):
         raise UserError(f"{a.key[0]}: most resamples lack a part of the benchmark; there are too few clusters to compare on")
-    value = a.value - b.value
     low, high = percentile_ends(draws, level)
+    discordant = _discordant(a, b)
+    p = decisions.p_two_sided(draws) if discordant is None else decisions.mcnemar(*discordant)
+    p = 1.0 if apart == 0 else p
     # With m clusters apart the smallest two-sided p of an exact sign test is 2 * 0.5^m; a bootstrap knows no such floor.
     enough = 2.0 * 0.5**apart <= 1.0 - level
     note = None
@@ -303,10 +269,23 @@ def compare(a: Bootstrap, b: Bootstrap, level: float = LEVEL) -> Difference:
     elif undefined:
         note = f"{undefined} resamples lack a part of the benchmark and are left out"
     return Difference(
-        value=value, low=low, high=high, n=len(a.questions), clusters=len(first.clusters), seeds=(a.seeds, b.seeds),
+        value=a.value - b.value, low=low, high=high, n=len(a.questions), clusters=a.clusters, seeds=(a.seeds, b.seeds),
         above=int((per_question > 1e-12).sum()), below=int((per_question < -1e-12).sum()), clusters_apart=apart,
-        resolved=enough and (low > 0.0 or high < 0.0), method="paired cluster bootstrap", note=note,
+        resolved=enough and p <= 1.0 - level, method="paired cluster bootstrap", note=note, p=p, p_adjusted=p, family=1,
+        test="bootstrap" if discordant is None else "exact McNemar", discordant=discordant,
+        detectable=decisions.detectable(found.se, level, df=found.df) if found.se > 0.0 else None,
+        se=found.se, sampling_se=found.sampling_se, training_sd=found.training_sd, level=level, draws=draws,
     )  # fmt: skip
+
+
+def adjust(found: Sequence[Difference]) -> list[Difference]:
+    """Correct differences that were looked at together (one pair of students on several benchmarks) by Holm's method."""
+    adjusted = holm([d.p for d in found])
+    out = []
+    for d, p in zip(found, adjusted, strict=True):
+        enough = 2.0 * 0.5**d.clusters_apart <= 1.0 - d.level
+        out.append(dataclasses.replace(d, p_adjusted=p, family=len(found), resolved=enough and p <= 1.0 - d.level))
+    return out
 
 
 def interval(

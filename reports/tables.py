@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 import pydantic
 
 from harness.base import Strict, UserError, read_yaml, unknown
+from reports.cells import Cell as Cell
+from reports.cells import Column as Column
+from reports.cells import Row as Row
+from reports.cells import Table as Table
 from reports.frames import Irrelevant, Missing, Run, family, weighting
 from reports.measures import Estimates, Measure, measure
 from reports.notes import DASH, table_notes
@@ -41,7 +45,8 @@ class Layout(Strict):
         references: rows for random guessing and for the best constant answer, where scores are shown.
         mark: mark the best student of each column and all that are not resolved from it (values), or every resolved
             cell (differences).
-        mean: add a last column with the mean over the protocols, where there are several.
+        mean: add a last column with the mean over the protocols, where there are several; of scores, the mean of the numbers
+            in percent of their range.
     """
 
     title: str
@@ -61,131 +66,11 @@ class Layout(Strict):
             measure(name)
         if self.columns == "protocols" and len(self.measures) != 1:
             raise ValueError(f"columns: protocols shows one measure, {len(self.measures)} are given")
-        if "score" in self.measures and (self.columns == "measures" or self.mean):
-            raise ValueError("scores have a unit per benchmark and cannot be averaged over protocols")
+        if "score" in self.measures and self.columns == "measures":
+            raise ValueError("scores have a unit per benchmark; show them with columns: protocols")
         if self.references and self.measures != ("score",):
             raise ValueError("references exist for scores only")
         return self
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: what is measured where, and how it is headed; ``over`` says in the CSV what a value is taken over."""
-
-    label: str
-    under: str
-    measure: Measure
-    name: str
-    protocol: Protocol | None
-    over: str = "mean over protocols"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number; ``estimate`` is None for a level known without sampling (chance, constant answer).
-
-    Attributes:
-        value, low, high: in the printed unit; low and high None where there is no interval.
-        marked: bold in print; worse: a resolved difference in the bad direction; note: a caveat of this cell.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    decimals: int
-    signed: bool = False
-    marked: bool = False
-    worse: bool = False
-    note: str | None = None
-    estimate: Interval | Difference | None = None
-
-    def number(self, value: float) -> str:
-        """Format with a true minus sign; a difference carries its sign."""
-        text = f"{value:+.{self.decimals}f}" if self.signed else f"{value:.{self.decimals}f}"
-        if float(text) == 0.0:
-            text = text.lstrip("+-")  # "-0.0" would suggest a direction
-        return text.replace("-", "−")
-
-    @property
-    def text(self) -> str:
-        """The value."""
-        return self.number(self.value)
-
-    @property
-    def span(self) -> str | None:
-        """The interval in brackets, or None."""
-        if self.low is None or self.high is None:
-            return None
-        return f"[{self.number(self.low)}, {self.number(self.high)}]"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row; ``cells`` align with the table's columns, None where the run holds no such number (printed as a dash).
-
-    ``minus`` names the student that was subtracted, None for plain values; ``about`` says in words what else sets the row
-    apart, empty where the label says it all.
-    """
-
-    label: str
-    minus: str | None
-    kind: str
-    seeds: str
-    cells: tuple[Cell | None, ...]
-    about: str = ""
-
-    @property
-    def block(self) -> str:
-        """Rows of one block stand together: reference levels, given models, students."""
-        return "given" if self.kind in ("teacher", "base", "external") else self.kind
-
-
-@dataclass(frozen=True)
-class Table:
-    """A finished table, before any format."""
-
-    name: str
-    title: str
-    caption: str
-    notes: tuple[str, ...]
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    difference: bool
-
-    def frame(self) -> pd.DataFrame:
-        """Return every cell at full precision, one per line."""
-        out = []
-        for row in self.rows:
-            for column, cell in zip(self.columns, row.cells, strict=True):
-                if cell is None:
-                    continue
-                e = cell.estimate
-                out.append(
-                    {
-                        "student": row.label,
-                        "minus": row.minus,
-                        "about": row.about,
-                        "kind": row.kind,
-                        "seeds": row.seeds.replace(DASH, ""),
-                        "protocol": column.over if column.protocol is None else column.protocol.name,
-                        "protocol_version": None if column.protocol is None else column.protocol.version,
-                        "measure": column.name,
-                        "unit": column.protocol.unit if column.name == "score" and column.protocol else column.measure.unit,
-                        "value": cell.value,
-                        "low": cell.low,
-                        "high": cell.high,
-                        "n": None if e is None else e.n,
-                        "clusters": None if e is None else e.clusters,
-                        "above": e.above if isinstance(e, Difference) else None,
-                        "below": e.below if isinstance(e, Difference) else None,
-                        "resolved": e.resolved if isinstance(e, Difference) else None,
-                        "marked": cell.marked,
-                        "method": None if e is None else e.method,
-                        "note": cell.note,
-                    }
-                )
-        frame = pd.DataFrame(out)
-        return frame.astype({c: "Int64" for c in ("protocol_version", "n", "clusters", "above", "below") if c in frame})
 
 
 # ---- layouts ---------------------------------------------------------------------------------------------------------------
@@ -296,7 +181,8 @@ def _columns(layout: Layout, estimates: Estimates) -> list[Column]:
     kind = measure(name)
     columns = [Column(p.title, _size(p, run, kind, name), kind, name, p) for p in run.protocols]
     if layout.mean and len(run.protocols) > 1:
-        columns.append(Column("Mean", kind.unit, kind, name, None))
+        label, unit = ("Average", "% of range") if name == "score" else ("Mean", kind.unit)
+        columns.append(Column(label, f"{unit} (mean of {len(run.protocols)})", kind, name, None))
     return columns
 
 
@@ -350,17 +236,36 @@ def _difference(student: str, other: str, column: Column, layout: Layout, estima
     marked = layout.mark and d.resolved
     worse = marked and column.measure.higher_is_better == (d.value < 0)
     decimals = column.measure.decimals
-    return Cell(k * d.value, k * d.low, k * d.high, decimals, signed=True, marked=marked, worse=worse, note=d.note, estimate=d)
+    shown = Cell(k * d.value, k * d.low, k * d.high, decimals, signed=True, marked=marked, worse=worse, note=d.note, estimate=d)
+    return replace(shown, detail=tuple(_detail(d, column, shown)))
+
+
+def _detail(d: Difference, column: Column, cell: Cell) -> Iterator[str]:
+    """Discordant questions, and the smallest difference that this many questions could have shown."""
+    if column.name == "score":
+        yield f"+{d.above} −{d.below}"
+    if d.detectable is not None:
+        yield f"detects {replace(cell, signed=False).number(column.measure.scale * d.detectable)}"
 
 
 def _reference(level: str, columns: Sequence[Column], run: Run) -> Row:
     cells: list[Cell | None] = []
     for column in columns:
         if column.protocol is None:
-            raise UserError("references need one protocol per column")
-        constant = run.manifest.protocols[column.protocol.name].constant
-        value = run.chance(column.protocol) if level == "chance" else (constant.value if constant else None)
-        note = f"always {constant.answer!r}" if level == "constant" and constant else None
+            levels = [(_level(level, p, run)[0], p.range[1]) for p in run.protocols]
+            known = [100.0 * value / top / len(levels) for value, top in levels if value is not None]
+            whole = len(known) == len(levels)
+            cells.append(Cell(math.fsum(known), None, None, column.measure.decimals) if whole else None)
+            continue
+        value, note = _level(level, column.protocol, run)
         cells.append(None if value is None else Cell(value, None, None, column.measure.decimals, note=note))
     label = {"chance": "random guessing", "constant": "best constant answer"}[level]
     return Row(label, None, "reference", DASH, tuple(cells))
+
+
+def _level(level: str, protocol: Protocol, run: Run) -> tuple[float | None, str | None]:
+    """What guessing, or the best constant answer, scores on a protocol, with a note."""
+    constant = run.manifest.protocols[protocol.name].constant
+    if level == "chance":
+        return run.chance(protocol), None
+    return (constant.value, f"always {constant.answer!r}") if constant else (None, None)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.base import UserError, unknown
 from students import checkpoint, energies, models, taps, vocabulary, weightings
+from students.cost import Cost
 from students.data.pack import Batch, Encoded, collate, groups, schedule
 from students.data.samples import TrainingSet
 from students.dynamics import Recorder, Step
@@ -77,8 +78,8 @@ def distil(
         options: steps, sizes and rates.
         inputs: base, data and teacher.
         seed: for the order of the samples and the start of the weighting.
-        out: folder for student/, dynamics.jsonl, betas.parquet, snapshots.npz, weighting.safetensors, weighting.json and
-            energies.safetensors (parameters and state of the energies, where they have any).
+        out: folder for student/, dynamics.jsonl, betas.parquet, snapshots.npz, cost.json, weighting.safetensors, weighting.json
+            and energies.safetensors (parameters and state of the energies, where they have any).
         progress: called with finished and total steps.
         device: "cpu" or "cuda".
         variant: options of the weighting (its ``d`` included) and of the energies.
@@ -92,6 +93,7 @@ def distil(
         raise UserError("device is 'cuda', but torch sees no GPU; allowed here: 'cpu'")
     with _deterministic():
         torch.manual_seed(seed)
+        cost = Cost(torch.device(device))
         training = _Training(recipe, options, inputs, seed, out, device, variant or Variant())
         rows = groups(inputs.encoded, options.turns, seed)
         for step, members in enumerate(schedule(rows, options.steps, options.rows, seed), start=1):
@@ -100,6 +102,8 @@ def distil(
                 training.recorder.flush()
                 progress(step, options.steps)
         training.save()
+        shared = 0 if inputs.signal is None else len(inputs.signal.ids)
+        cost.write(out, training.recorder.samples, shared, training.live.passes if training.live else 0)
 
 
 @contextmanager

@@ -78,6 +78,7 @@ class Recorder:
         self.out, self.channels, self.data, self.signal = out, tuple(channels), data, signal
         self.betas_every, self.steps = betas_every, steps
         self.pending: list[Step] = []
+        self.samples = 0  # handed to the student so far, repeats counted
         self.betas: list[pd.DataFrame] = []
         self.final: dict[str, float | None] = {}
         self.snapshots: dict[str, tuple[int, Tensor]] = {}
@@ -86,6 +87,7 @@ class Recorder:
     def add(self, step: Step) -> None:
         """Keep a step's tensors until the next :meth:`flush`."""
         self.pending.append(step)
+        self.samples += len(step.indices)
 
     def flush(self) -> None:
         """Read the pending steps from the device, write them, and check them.

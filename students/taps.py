@@ -88,6 +88,7 @@ class LiveTeacher:
         encoded = encode(data.samples, self.adapter.processor)
         self.encoded, self.pixels = shown(data, encoded, pixel_table(self.adapter, data))
         self._prefixes = prefixes(self.encoded)
+        self.passes = 0  # samples observed, repeats counted
 
     @torch.no_grad()
     def observe(self, members: Sequence[list[int]], wanted: Collection[str]) -> dict[str, Tensor]:
@@ -111,6 +112,7 @@ class LiveTeacher:
         """
         for name in sorted(wanted):
             self.adapter.tap_width(name)  # refuses unknown names
+        self.passes += sum(map(len, members))
         split = _Split(members, self.encoded.images)
         shows = [[part[0]] for part in split.parts if self.encoded.images[part[0]] is not None]
         found: dict[str, Tensor] = {"vision": self._nothing("vision")}

@@ -119,7 +119,10 @@ def _notes(found: Planted, estimates: Estimates) -> list[str]:
 
 def seeds_notes(estimates: Estimates) -> list[str]:
     """What the intervals of a planted run leave out."""
-    return [seeds_note(estimates.run), "One draw of the planted faults, one teacher: their variation is unmeasured too."]
+    return [
+        seeds_note(estimates.run, covered=False),
+        "One draw of the planted faults, one teacher: their variation is unmeasured too.",
+    ]
 
 
 def _gap_notes(found: Planted) -> list[str]:

@@ -24,7 +24,7 @@ def call(*arguments, cwd, module="harness.run", **environment):
     )
 
 
-@pytest.mark.parametrize("module", ["harness.run", "harness.report"])
+@pytest.mark.parametrize("module", ["harness.run", "harness.report", "harness.check"])
 def test_help_has_examples(tmp_path, module):
     done = call("--help", cwd=tmp_path, module=module)
     assert done.returncode == 0

@@ -66,7 +66,12 @@ def test_base_imports_no_room():
 
 @pytest.mark.parametrize(
     "names",
-    ["harness, students, tasks, reports, harness.base", "harness.run, harness.report", "harness.blueprint, harness.listing"],
+    [
+        "harness, students, tasks, reports, harness.base",
+        "harness.run, harness.report, harness.check",
+        "harness.gate, harness.baseline",
+        "harness.blueprint, harness.listing",
+    ],
 )
 def test_importing_loads_nothing_heavy(names):
     code = f"import sys, {names}; print([m for m in {HEAVY!r} if m in sys.modules])"

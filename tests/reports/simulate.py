@@ -257,6 +257,18 @@ def _training(folder: Path, student: str, steps: int, rng: np.random.Generator) 
                 betas.append(
                     (step, ids[k], other[0], float(beta), 0.3, float(rng.gamma(2, 0.3)), bool(~wrong[k]), bool(noisy[k]))
                 )
+    base.write_json(
+        folder / "cost.json",
+        {
+            "seconds": 0.1 * steps,
+            "device": "cpu",
+            "peak_memory_bytes": 2**30,
+            "memory": "resident memory of the process",
+            "samples_seen": 32 * steps,
+            "teacher_passes_shared": 600,
+            "teacher_passes_own": 0,
+        },
+    )
     (folder / "dynamics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     columns = ["step", "id", "channel", "beta", "energy", "teacher_entropy", "teacher_correct", "noisy"]
     pd.DataFrame(betas, columns=columns).to_parquet(folder / "betas.parquet")

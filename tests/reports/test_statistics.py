@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.base import UserError
-from reports import ranks, statistics
+from reports import decisions, ranks, statistics
 from reports.statistics import difference, interval
 
 MEAN = SimpleNamespace(name="toy@test", aggregation="mean")
@@ -206,7 +206,10 @@ def test_seeds_are_averaged_within_questions_and_counted():
     found = interval(both, MEAN)
     assert (found.value, found.n, found.seeds) == (37.5, 80, 2)
     averaged = one.assign(score=(one["score"] + two["score"].to_numpy()) / 2, seed=None)
-    assert found.low == pytest.approx(interval(averaged, MEAN).low)
+    assert found.sampling_se == pytest.approx(interval(averaged, MEAN).sampling_se)
+    assert found.training_sd == pytest.approx(25 / np.sqrt(2))
+    assert found.high - found.low > 3 * (interval(averaged, MEAN).high - interval(averaged, MEAN).low)
+    assert interval(one, MEAN).training_sd is None
     assert difference(both, one, MEAN).seeds == (2, 1)
 
 
@@ -254,3 +257,131 @@ def test_separation_is_mann_whitneys_probability():
 def test_bad_scores_are_refused(bad):
     with pytest.raises(UserError):
         interval(rows(bad), MEAN)
+
+
+# ---- tests, corrections, seeds ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("above", "below"), [(0, 0), (1, 0), (5, 1), (12, 12), (40, 22), (3, 17)])
+def test_mcnemar_is_statsmodels(above, below):
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    theirs = mcnemar([[7, above], [below, 9]], exact=True).pvalue
+    assert statistics.mcnemar(above, below) == pytest.approx(theirs if above + below else 1.0)
+    if above + below:
+        one = np.r_[np.ones(above), np.zeros(below), np.ones(7), np.zeros(9)]
+        other = np.r_[np.zeros(above), np.ones(below), np.ones(7), np.zeros(9)]
+        found = difference(rows(one), rows(other), MEAN, resamples=100)
+        assert (found.test, found.discordant) == ("exact McNemar", (above, below))
+        assert found.p == pytest.approx(theirs)
+
+
+def test_mcnemar_does_not_apply_where_units_are_not_right_or_wrong():
+    generator = np.random.default_rng(12)
+    for protocol, per_cluster in ((MEAN, 3), (F1, 2)):
+        a, b = (rows(generator.integers(0, 2, 60), per_cluster=per_cluster) for _ in range(2))
+        found = difference(a, b, protocol, resamples=100)
+        assert (found.test, found.discordant) == ("bootstrap", None)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_holm_is_statsmodels(p):
+    from statsmodels.stats.multitest import multipletests
+
+    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_holm_refuses_what_is_no_p_value():
+    with pytest.raises(UserError, match="no p-value"):
+        statistics.holm([0.1, float("nan")])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.8, 0.999))
+@settings(max_examples=40, deadline=None)
+def test_p_value_and_interval_agree(seed, level):
+    draws = np.random.default_rng(seed).normal(1.8, 1, 999).round(2)
+    low, high = statistics.percentile_ends(draws, level)
+    assert (decisions.p_two_sided(draws) <= 1 - level + 1e-12) == (low > 0 or high < 0)
+
+
+def test_bca_is_scipys_on_a_skewed_mean():
+    values = 1 - np.random.default_rng(13).beta(1, 6, 60)
+    found = interval(rows(values), MEAN, resamples=8000)
+    theirs = stats.bootstrap((100 * values,), np.mean, n_resamples=8000, method="BCa", rng=np.random.default_rng(2))
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert found.method == "BCa cluster bootstrap"
+    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
+    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.05 * width)
+
+
+def test_identical_trainings_differ_by_exactly_zero():
+    data = pd.concat([rows(np.random.default_rng(k).integers(0, 2, 90), per_cluster=3, seed=k) for k in range(3)])
+    found = difference(data, data.copy(), MEAN)
+    assert (found.value, found.low, found.high, found.p, found.detectable, found.resolved) == (0, 0, 0, 1, None, False)
+
+
+@pytest.mark.parametrize("other", [(0, 1, 2), (5, 6)])
+def test_swapping_students_of_several_trainings_flips_every_sign(other):
+    a, b = (
+        pd.concat([rows(np.random.default_rng(k + 9).random(60) * w, seed=k) for k in seeds])
+        for w, seeds in ((1.0, (0, 1, 2)), (0.9, other))
+    )
+    one, back = difference(a, b, MEAN, resamples=300), difference(b, a, MEAN, resamples=300)
+    assert (one.value, one.low, one.high) == pytest.approx((-back.value, -back.high, -back.low), abs=1e-9)
+    assert one.p == back.p
+
+
+def test_training_variation_is_told_apart_from_sampling_variation():
+    """Trainings far apart on many questions: sampling says precise, seeds say not."""
+    generator = np.random.default_rng(14)
+    trained = pd.concat([rows(generator.random(4000) < p, seed=k) for k, p in enumerate((0.4, 0.5, 0.6))])
+    found = interval(trained, MEAN)
+    assert found.training_sd == pytest.approx(10, abs=2)
+    assert found.sampling_se < 0.6
+    assert found.high - found.low > 20
+    alone = interval(trained[trained["seed"] == 1], MEAN)
+    assert alone.training_sd is None and alone.high - alone.low < 4
+
+
+def test_a_detectable_difference_is_detected_with_the_power_promised():
+    generator, found, simulations = np.random.default_rng(15), 0, 200
+    base = rows(generator.random(400) < 0.5)
+    first = difference(rows(generator.random(400) < 0.5), base, MEAN, resamples=400)
+    shift = first.detectable / 100
+    for _ in range(simulations):
+        a, b = generator.random(400) < 0.5 + shift / 2, generator.random(400) < 0.5 - shift / 2
+        found += statistics.mcnemar(int((a & ~b).sum()), int((~a & b).sum())) <= 0.05
+    assert 0.7 <= found / simulations <= 0.9  # 80 % within three standard errors, and what an exact test costs
+
+
+def test_needed_n_is_where_the_detectable_difference_is_the_distance():
+    n = statistics.needed_n(400, 2.0, 1.0)
+    assert n == pytest.approx(400 * (2.0 * (1.6449 + 0.8416)) ** 2, rel=1e-3)
+    assert statistics.needed_n(400, 2.0, 0.0) is None
+    assert statistics.needed_n(400, 0.0, 1.0) == 1
+
+
+def test_non_inferiority_decides_by_its_limits():
+    draws = np.random.default_rng(16).normal(-1.0, 0.5, 1999)
+    for margin, inferior, fine in ((0.0, True, False), (1.0, False, False), (3.0, False, True)):
+        found = statistics.non_inferiority(draws, margin)
+        assert (found.p_inferior <= 0.05, found.p_noninferior <= 0.05) == (inferior, fine)
+        assert (found.high < -margin, found.low > -margin) == (inferior, fine)
+    with pytest.raises(UserError, match="margin is -1"):
+        statistics.non_inferiority(draws, -1)
+
+
+def test_a_combined_number_is_the_weighted_sum_and_needs_equal_seeds():
+    generator = np.random.default_rng(17)
+    one = statistics.bootstrap(rows(generator.random(50)), MEAN, 500)
+    other = statistics.bootstrap(rows(generator.random(80)), SimpleNamespace(name="more@test", aggregation="mean"), 500)
+    both = statistics.combine([(0.5, one), (0.5, other)], "average")
+    found = statistics.summarise(both)
+    assert found.value == pytest.approx((one.value + other.value) / 2)
+    assert (found.n, found.clusters) == (130, 130)
+    expected = np.hypot(one.draws.std(ddof=1), other.draws.std(ddof=1)) / 2
+    assert found.sampling_se == pytest.approx(expected, rel=0.1)
+    trained = statistics.bootstrap(rows(generator.random(50), seed=0), MEAN, 500)
+    with pytest.raises(UserError, match="other seeds"):
+        statistics.combine([(0.5, trained), (0.5, other)], "average")

@@ -8,8 +8,8 @@ import pytest
 import simulate
 import yaml
 
-from harness.base import UserError, parse
-from reports import frames, page, tables
+from harness.base import UserError, parse, read_json, write_json
+from reports import frames, page, statistics, tables
 from reports.frames import Irrelevant
 from reports.measures import Estimates
 from reports.tables import Layout, counterpart, layouts
@@ -49,7 +49,7 @@ def concerned(estimates):
         ({"measures": ["scoer"]}, "Did you mean 'score'"),
         ({"colums": "protocols"}, "Did you mean 'columns'"),
         ({"measures": ["nll", "teacher_kl"]}, "shows one measure"),
-        ({"mean": True}, "cannot be averaged"),
+        ({"columns": "measures"}, "have a unit per benchmark"),
         ({"measures": ["nll"], "references": ["chance"]}, "references exist for scores only"),
         ({"references": ["luck"]}, "references"),
         ({"order": "first"}, "order"),
@@ -80,7 +80,8 @@ def test_rows_of_the_main_table(accuracy):
     labels = [row.label for row in accuracy.rows]
     assert labels == ["random guessing", "best constant answer", "teacher", "base", *simulate.STUDENTS]
     assert [row.seeds for row in accuracy.rows] == ["–"] * 4 + ["1"] * len(simulate.STUDENTS)
-    assert len(accuracy.columns) == 6
+    assert [c.label for c in accuracy.columns][-1] == "Average"
+    assert len(accuracy.columns) == 7
     assert "miniature" in accuracy.title
     assert any("training variation is unmeasured" in note for note in accuracy.notes)
 
@@ -89,6 +90,8 @@ def test_cells_hold_the_frames_numbers(accuracy, whole_run):
     scores = pd.read_parquet(whole_run / "scores.parquet")
     for row in accuracy.rows[2:]:
         for column, cell in zip(accuracy.columns, row.cells, strict=True):
+            if column.protocol is None:
+                continue
             own = scores[(scores["student"] == row.label) & (scores["protocol"] == column.protocol.name)]["score"]
             if column.protocol.aggregation == "mean":
                 assert cell.value == pytest.approx(100 * own.mean())
@@ -97,7 +100,8 @@ def test_cells_hold_the_frames_numbers(accuracy, whole_run):
 
 
 def test_chance_is_a_dash_where_there_is_none(accuracy):
-    for column, cell in zip(accuracy.columns, accuracy.rows[0].cells, strict=True):
+    assert accuracy.rows[0].cells[-1] is None  # an average of what is not there is not there
+    for column, cell in zip(accuracy.columns[:-1], accuracy.rows[0].cells[:-1], strict=True):
         assert (cell is None) == (column.protocol.chance is None)
         assert cell is None or (cell.value == column.protocol.chance and cell.span is None)
 
@@ -122,7 +126,7 @@ def test_a_clear_winner_is_marked_alone(run_copy):
     scores.loc[students & (scores["student"] == "fkl"), "score"] = 1.0
     scores.to_parquet(path)
     table = tables.build("accuracy", layouts()["accuracy"], Estimates(frames.load(run_copy), resamples=200))
-    gqa = [c.protocol.name for c in table.columns].index("gqa@miniature")
+    gqa = [c.protocol.name for c in table.columns if c.protocol].index("gqa@miniature")
     assert [row.label for row in table.rows if row.cells[gqa] and row.cells[gqa].marked] == ["fkl"]
 
 
@@ -220,3 +224,76 @@ def test_multiple_seeds_are_counted(tmp_path):
     assert any("2 seeds" in note for note in table.notes)
     assert any("only 14 clusters" in note for note in table.notes)
     assert np.isfinite(table.frame()["value"]).all()
+
+
+def test_the_average_is_of_percent_of_range(accuracy):
+    """MME's points over their maximum: on the papers' six benchmarks that is the papers' average."""
+    for row in accuracy.rows[2:]:
+        parts = [
+            100 * cell.value / c.protocol.range[1] for c, cell in zip(accuracy.columns, row.cells, strict=True) if c.protocol
+        ]
+        assert row.cells[-1].value == pytest.approx(np.mean(parts))
+        assert row.cells[-1].low < row.cells[-1].value < row.cells[-1].high
+        assert row.cells[-1].estimate.clusters == sum(c.estimate.clusters for c in row.cells[:-1])
+
+
+def test_a_difference_says_its_test_correction_and_what_it_could_have_detected(estimates):
+    table = tables.build("difference-fixed", layouts()["difference-fixed"], estimates)
+    notes = " ".join(table.notes)
+    assert "McNemar" in notes and "Holm" in notes and "80 % power" in notes and "400 resamples" in notes
+    frame = table.frame()
+    for row in table.rows:
+        own = frame[(frame["student"] == row.label) & frame["protocol"].str.contains("@")]
+        assert list(own["p_holm"]) == pytest.approx(statistics.holm(list(own["p"])))
+        assert (own["resolved"] == (own["p_holm"] <= 0.05)).all()
+        assert (own["holm_family"] == 6).all()
+        for cell in row.cells:
+            assert cell.detail[0] == f"+{cell.estimate.above} −{cell.estimate.below}"
+            assert cell.detail[1].startswith("detects ") and cell.estimate.detectable > 2 * cell.estimate.se
+
+
+def test_calibration_is_the_definition(estimates, whole_run):
+    scores = pd.read_parquet(whole_run / "scores.parquet")
+    said = pd.read_parquet(whole_run / "diagnostics.parquet")
+    protocol = estimates.run.protocols[0]
+    own = scores[(scores["student"] == "fkl") & (scores["protocol"] == protocol.name)]
+    both = own.merge(said[(said["student"] == "fkl") & (said["protocol"] == protocol.name)], on="id")
+    which = np.ceil(both["confidence"] * 15)
+    gaps = [len(b) * abs(b["confidence"].mean() - b["score"].mean()) for _, b in both.groupby(which)]
+    found = estimates.interval("fkl", "ece", protocol)
+    assert found.value == pytest.approx(sum(gaps) / len(both))
+    assert 0 <= found.low < found.high <= 1
+
+
+def test_no_interval_leaves_what_the_number_can_be(tmp_path):
+    run = simulate.write_run(tmp_path / "run", seeds=(0, 1), clusters=14, students=["ce", "ce+fkl@fixed"], steps=10)
+    scores = pd.read_parquet(run / "scores.parquet")
+    scores["score"] = scores["score"].where(scores["seed"] != 0, 1.0)  # two trainings far apart: a wide interval
+    scores.to_parquet(run / "scores.parquet")
+    made = Estimates(frames.load(run), resamples=200)
+    for protocol in made.run.protocols:
+        if protocol.aggregation == "mean":
+            found = made.interval("ce", "score", protocol)
+            assert 0.0 <= found.low < found.high <= 100.0
+            assert found.training_sd > 5
+
+
+def test_costs_are_medians_over_seeds_and_an_older_run_says_so(tmp_path, small_copy):
+    run = simulate.write_run(tmp_path / "run", seeds=(0, 1, 2), clusters=14, students=["ce"], steps=10)
+    for seed, seconds in enumerate((5.0, 100.0, 7.0)):
+        path = run / "students" / "ce" / f"seed{seed}" / "cost.json"
+        write_json(path, read_json(path) | {"seconds": seconds})
+    table = tables.build("cost", layouts()["cost"], Estimates(frames.load(run), resamples=50))
+    assert [cell.text for cell in table.rows[0].cells] == ["7.0", "1.00", "320", "0", "600"]
+    assert table.rows[0].seeds == "3"
+    for path in small_copy.glob("students/*/seed0/cost.json"):
+        path.unlink()
+    with pytest.raises(frames.Missing, match="did not record their cost"):
+        tables.build("cost", layouts()["cost"], Estimates(frames.load(small_copy), resamples=50))
+
+
+def test_whom_weights_trust_is_a_table_too(estimates):
+    table = tables.build("weights-trust", layouts()["weights-trust"], estimates)
+    assert [row.label for row in table.rows] == [s for s in simulate.STUDENTS if s.endswith("@instance")]
+    assert all(row.cells[0].value > 0.5 and row.cells[0].marked for row in table.rows)  # planted by the simulator
+    assert not any(row.cells[1].value > 0.65 for row in table.rows)

@@ -261,3 +261,22 @@ def test_damaged_checkpoints_are_named(train):
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"model\.safetensors"):
         checkpoint.digest_weights(weights.parent)
+
+
+def test_what_a_training_cost_is_on_record(train, signal):
+    out = train("ce+fkl@fixed", "cost")
+    cost = json.loads((out / "cost.json").read_text())
+    lines = dynamics(out)
+    assert cost["samples_seen"] == sum(line["samples"] for line in lines)
+    assert cost["seconds"] >= sum(line["seconds"] for line in lines)
+    assert cost["teacher_passes_shared"] == len(signal.ids)
+    assert cost["teacher_passes_own"] == 0
+    assert cost["device"] == "cpu"
+    assert cost["peak_memory_bytes"] is None or cost["peak_memory_bytes"] > 50e6
+    assert cost["memory"].startswith("resident memory")
+
+
+def test_a_live_teachers_passes_are_this_students_own(train):
+    out = train("ce+fd@fixed", "live")
+    cost = json.loads((out / "cost.json").read_text())
+    assert cost["teacher_passes_own"] == cost["samples_seen"] > 0

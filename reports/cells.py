@@ -1,0 +1,164 @@
+"""What a table is made of, before any format: columns, cells, rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reports.measures import Measure
+from reports.notes import DASH
+from reports.statistics import Difference, Interval
+from tasks.catalogue import Protocol
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what is measured where, and how it is headed; ``over`` says in the CSV what a value is taken over."""
+
+    label: str
+    under: str
+    measure: Measure
+    name: str
+    protocol: Protocol | None
+    over: str = "mean over protocols"
+
+    @property
+    def unit(self) -> str:
+        """Unit of the printed number."""
+        if self.name != "score":
+            return self.measure.unit
+        return "percent of range" if self.protocol is None else self.protocol.unit
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number; ``estimate`` is None for a level known without sampling (chance, constant answer).
+
+    Attributes:
+        value, low, high: in the printed unit; low and high None where there is no interval.
+        marked: bold in print; worse: a resolved difference in the bad direction; note: a caveat of this cell;
+            detail: what stands in small print under the interval.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    decimals: int
+    signed: bool = False
+    marked: bool = False
+    worse: bool = False
+    note: str | None = None
+    estimate: Interval | Difference | None = None
+    detail: tuple[str, ...] = ()
+
+    def number(self, value: float) -> str:
+        """Format with a true minus sign; a difference carries its sign."""
+        text = f"{value:+.{self.decimals}f}" if self.signed else f"{value:.{self.decimals}f}"
+        if float(text) == 0.0:
+            text = text.lstrip("+-")  # "-0.0" would suggest a direction
+        return text.replace("-", "−")
+
+    @property
+    def text(self) -> str:
+        """The value."""
+        return self.number(self.value)
+
+    @property
+    def span(self) -> str | None:
+        """The interval in brackets, or None."""
+        if self.low is None or self.high is None:
+            return None
+        return f"[{self.number(self.low)}, {self.number(self.high)}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; ``cells`` align with the table's columns, None where the run holds no such number (printed as a dash).
+
+    ``minus`` names the student that was subtracted, None for plain values; ``about`` says in words what else sets the row
+    apart, empty where the label says it all.
+    """
+
+    label: str
+    minus: str | None
+    kind: str
+    seeds: str
+    cells: tuple[Cell | None, ...]
+    about: str = ""
+
+    @property
+    def block(self) -> str:
+        """Rows of one block stand together: reference levels, given models, students."""
+        return "given" if self.kind in ("teacher", "base", "external") else self.kind
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table, before any format."""
+
+    name: str
+    title: str
+    caption: str
+    notes: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    difference: bool
+
+    def frame(self) -> pd.DataFrame:
+        """Return every cell at full precision, one per line."""
+        out = []
+        for row in self.rows:
+            for column, cell in zip(self.columns, row.cells, strict=True):
+                if cell is None:
+                    continue
+                e = cell.estimate
+                out.append(
+                    {
+                        "student": row.label,
+                        "minus": row.minus,
+                        "about": row.about,
+                        "kind": row.kind,
+                        "seeds": row.seeds.replace(DASH, ""),
+                        "protocol": column.over if column.protocol is None else column.protocol.name,
+                        "protocol_version": None if column.protocol is None else column.protocol.version,
+                        "measure": column.name,
+                        "unit": column.unit,
+                        "value": cell.value,
+                        "low": cell.low,
+                        "high": cell.high,
+                        "n": None if e is None else e.n,
+                        "clusters": None if e is None else e.clusters,
+                        **_facts(e, column.measure.scale),
+                        "marked": cell.marked,
+                        "method": None if e is None else e.method,
+                        "note": cell.note,
+                    }
+                )
+        frame = pd.DataFrame(out)
+        whole = ("protocol_version", "n", "clusters", "above", "below", "only_first", "only_second", "holm_family")
+        return frame.astype({c: "Int64" for c in whole if c in frame})
+
+
+def _facts(e: Interval | Difference | None, scale: float) -> dict[str, Any]:
+    """What a CSV says of an estimate beside its ends; spreads and detectable differences in the printed unit."""
+
+    def printed(x: float | None) -> float | None:
+        return None if x is None else scale * x
+
+    d = e if isinstance(e, Difference) else None
+    return {
+        "sampling_se": None if e is None else printed(e.sampling_se),
+        "training_sd": None if e is None else printed(e.training_sd),
+        "above": None if d is None else d.above,
+        "below": None if d is None else d.below,
+        "only_first": None if d is None or d.discordant is None else d.discordant[0],
+        "only_second": None if d is None or d.discordant is None else d.discordant[1],
+        "test": None if d is None else d.test,
+        "p": None if d is None else d.p,
+        "p_holm": None if d is None else d.p_adjusted,
+        "holm_family": None if d is None else d.family,
+        "detectable": None if d is None else printed(d.detectable),
+        "resolved": None if d is None else d.resolved,
+    }
