@@ -93,20 +93,20 @@ def test_intervals_over_seeds_cover_fast():
     assert within(hits("mmbench, 3 trainings", FAST, 500, several_trainings("mmbench", 3, 0.15)), FAST, high=0.99)
 
 
-@pytest.mark.slow
+@pytest.mark.coverage
 @pytest.mark.parametrize("skill", [0.0, 1.5])
 @pytest.mark.parametrize("name", list(POPULATIONS))
 def test_intervals_cover(name, skill):
     assert within(hits(f"{name}, skill {skill}", SLOW, 2000, one_student(name, skill)), SLOW)
 
 
-@pytest.mark.slow
+@pytest.mark.coverage
 @pytest.mark.parametrize("name", list(POPULATIONS))
 def test_differences_cover(name):
     assert within(hits(f"{name}, difference", SLOW, 2000, two_students(name)), SLOW)
 
 
-@pytest.mark.slow
+@pytest.mark.coverage
 @pytest.mark.parametrize("trainings", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.3])
 def test_intervals_over_seeds_cover(trainings, spread):
