@@ -108,18 +108,23 @@ def write_jsonl(target: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Read one JSON object per line; a damaged line is a :class:`UserError` that names the file and the line."""
-    rows: list[dict[str, Any]] = []
     with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected one JSON object, got {type(row).__name__}")
-            rows.append(row)
+        return json_lines(path, file)
+
+
+def json_lines(path: str | Path, lines: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the JSON object on each line that is not blank; errors as :func:`read_jsonl`, which name ``path``."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected one JSON object, got {type(row).__name__}")
+        rows.append(row)
     return rows
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.base import UserError
+from harness.base import UserError, json_lines
 
 csv.field_size_limit(2**31 - 1)  # MMBench's TSV holds an image in base64 in every row
 _TABLES = {".tsv": "\t", ".csv": ","}
@@ -41,22 +41,6 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
-def _json_lines(path: Path, text: str) -> list[dict[str, Any]]:
-    """Return one object per line; text before ``{`` or after ``}`` is an error that names the line."""
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a string
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected one JSON object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
-
-
 def _json(path: Path, text: str) -> Content:
     """Return a JSON file's content, or that of JSON lines in a file called ``.json`` (POPE's labels are)."""
     try:
@@ -64,7 +48,7 @@ def _json(path: Path, text: str) -> Content:
     except json.JSONDecodeError as whole:
         if "\n{" not in text:
             raise UserError(f"{path}: not valid JSON ({whole.msg}, line {whole.lineno})") from whole
-        return Content(path, rows=_json_lines(path, text))
+        return Content(path, rows=json_lines(path, text.split("\n")))  # not splitlines: U+2028 may stand inside a string
     if isinstance(value, dict):
         return Content(path, value=value)
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
@@ -124,7 +108,7 @@ def read(path: Path) -> Content:
     if path.suffix in _TABLES:
         return Content(path, rows=_table(path, text, _TABLES[path.suffix]))
     if path.suffix == ".jsonl":
-        return Content(path, rows=_json_lines(path, text))
+        return Content(path, rows=json_lines(path, text.split("\n")))  # not splitlines: U+2028 may stand inside a string
     if text.lstrip()[0] in "[{":
         return _json(path, text)
     return Content(path, lines=[(n, line.split("\t")) for n, line in enumerate(text.split("\n"), 1) if line.strip()])
