@@ -124,7 +124,10 @@ def test_dry_run_writes_nothing(tmp_path, tiny, light):
 def test_interrupt_says_how_to_continue(tmp_path, tiny):
     env = {**os.environ, "PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "harness.run", "--preset", str(tiny), "--out", "run here"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit "ignored"
+    )  # fmt: skip
     deadline = time.monotonic() + 90  # a busy machine
     while not list((tmp_path / "run here").glob("logs/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
