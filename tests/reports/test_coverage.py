@@ -116,6 +116,6 @@ LOWEST = {2: 0.89, 3: 0.93, 5: 0.93}
 @pytest.mark.parametrize("trainings", list(LOWEST))
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.3])
 def test_intervals_over_seeds_cover(trainings, spread):
-    """Two levels may be wide, and are where trainings hardly differ; they must not be narrow, but for two trainings (measured)."""
+    """Two levels may be wide, and are where trainings hardly differ; they must not be narrow (but see LOWEST)."""
     study = several_trainings("mmbench", trainings, spread)
     assert within(hits(f"mmbench, {trainings} trainings, spread {spread}", SLOW, 1000, study), SLOW, LOWEST[trainings], 1.0)
