@@ -122,19 +122,24 @@ def run(
         "limit": limit,
         "device": device,
         "retrain": retrain_teacher,
+        "model": model,
+        "data_root": None if where is None else str(where),
     }
-    given |= {"model": model, "data_root": None if where is None else str(where)}
-    defaults: dict[str, object] = {
-        "students": "all",
-        "tasks": "all",
-        "seeds": None,
-        "limit": None,
-        "device": "auto",
-        "retrain": False,
-    }
-    defaults |= {"model": None, "data_root": None}
-    overrides = {name: value for name, value in given.items() if value != defaults[name]}
+    overrides = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
     session.run(_resolved(device), overrides, cli.command_line(MODULE, sys.argv[1:]))
+
+
+#: What the options recorded as overrides are when nobody gives them.
+_DEFAULTS: dict[str, object] = {
+    "students": "all",
+    "tasks": "all",
+    "seeds": None,
+    "limit": None,
+    "device": "auto",
+    "retrain": False,
+    "model": None,
+    "data_root": None,
+}
 
 
 def _check_device(device: str) -> None:
