@@ -195,18 +195,19 @@ class _Training:
         width = self.options.micro_rows or len(members)
         total = sum(map(len, members))
         lr = self.optimiser.lr
-        parts, outs, gradients = [], [], GradientNorms(self.recipe.channels, self.adapter)
+        parts, outs = [], []
+        gradients = GradientNorms(self.recipe.channels, self.adapter) if "gradient_norms" in needs else None
         for start in range(0, len(members), width):
             part = self._forward(number, members[start : start + width])
             seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.teacher)
             out = self.weighting(part.losses.by_channel, features=self.features(seen), mask=part.losses.mask)
-            if "gradient_norms" in needs:
+            if gradients is not None:
                 gradients.add(part.losses, total)
             self.accelerator.backward(out.total * (len(part.batch.indices) / total))
             parts.append(self._detached(number, part, -(-len(members) // width)))
             outs.append(out)
         norm = torch.nn.utils.clip_grad_norm_(self.optimiser.parameters, self.options.clip)
-        if "gradient_norms" in needs:
+        if gradients is not None:
             self.weighting.after_backward(gradients.norms())
         self.optimiser.step()
         if self.weighting_optimiser is not None:

@@ -12,6 +12,8 @@ from torch.nn.functional import threshold
 
 #: Smallest log-probability an energy works with, so that a token the student bans costs much but not infinitely much.
 LOG_FLOOR = -1e4
+#: Stands for a logit of -inf in products with t or 1 / T, where it would give NaN; its probability is 0 all the same.
+BANNED = -1e30
 
 
 @dataclass

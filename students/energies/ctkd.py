@@ -12,9 +12,6 @@ from students.batch import TokenBatch, wide
 
 from . import _base, _kl
 
-#: Stands for -inf in the slope by T, where it is multiplied by a probability of 0.
-_BANNED = -1e30
-
 
 class _Reverse(torch.autograd.Function):
     """The identity, whose gradient is multiplied by minus ``strength``."""
@@ -78,7 +75,7 @@ class Energy(_base.Energy):
         log_q = (student / temperature).log_softmax(-1)
         found = _kl.kl((teacher / temperature).log_softmax(-1), log_q)
         self.logs = {"floored": found.floored}
-        teacher, student = teacher.clamp(min=_BANNED), student.clamp(min=_BANNED)
+        teacher, student = teacher.clamp(min=_kl.BANNED), student.clamp(min=_kl.BANNED)
         slope = found.b - found.a
         # d log p_k / d(1 / T) = z_k - <p, z>, and so for q; where q is floored it is a constant
         by_q = slope.masked_fill(log_q < _kl.LOG_FLOOR, 0.0) * (student - (found.b * student).sum(-1, keepdim=True))

@@ -10,9 +10,6 @@ from students.batch import TokenBatch, wide
 
 from . import _base, _kl
 
-#: Stands for -inf in products with t, where 0 * -inf would be NaN; its probability is 0 all the same.
-_BANNED = -1e30
-
 
 class Energy(_base.Energy):
     """TAID: KL(p_t || q) in nats, p_t = softmax((1 - t) sg(z^s) + t z^t), t rising from ``t0`` to ``t_end`` (METHOD 2.2).
@@ -79,7 +76,8 @@ class Energy(_base.Energy):
     def target(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return log p_t [N, V] from logits of teacher and student."""
         # lerp is exact at both ends, and where both sides are equal
-        return torch.lerp(student.clamp(min=_BANNED), teacher.clamp(min=_BANNED), self.t.to(student.dtype)).log_softmax(-1)
+        student, teacher = student.clamp(min=_kl.BANNED), teacher.clamp(min=_kl.BANNED)
+        return torch.lerp(student, teacher, self.t.to(student.dtype)).log_softmax(-1)
 
     @torch.no_grad()
     def on_optimiser_step(self, step: int, total: int) -> None:
