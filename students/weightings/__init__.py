@@ -53,7 +53,9 @@ def build(
             that are not allowed.
     """
     factory = _factory(name)
-    registry.check_options("weighting", name, factory, options, given_anyway=("channels", "feature_dim"), also=PACE)
+    registry.check_options(
+        "weighting", name, factory, options, given_anyway=("channels", "feature_dim", "weighs_ce"), also=PACE
+    )
     pace = {key: registry.positive(key, options.pop(key)) for key in PACE if key in options}
     if len(pace) == 2:
         raise UserError(f"weighting {name!r} got both rate and lr_multiple; each sets its learning rate, give one")

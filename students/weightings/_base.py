@@ -90,6 +90,7 @@ class Weighting(nn.Module):
         nonnegative: whether it makes no sense for losses below 0 (its weights would run away), though they need not be 0 at
             a match.
         has_d: whether it has an effective dimension d.
+        reads: the features of a weighting that has no choice of them.
         rate: factor on the run's ``weighting_lr`` for this weighting's parameters.
         lr_multiple: their learning rate as a multiple of the student's instead, or None.
     """
@@ -99,13 +100,14 @@ class Weighting(nn.Module):
     takes_logs: bool = False
     nonnegative: bool = False
     has_d: bool = False
+    reads: tuple[str, ...] = ()
     rate: float = 1.0
     lr_multiple: float | None = None
 
     def __init__(
         self,
         channels: tuple[str, ...],
-        feature_dim: int | None,
+        feature_dim: int | None = None,
         d: float | Mapping[str, float] = 1.0,
         weighs_ce: bool | None = None,
     ) -> None:
@@ -121,7 +123,7 @@ class Weighting(nn.Module):
         self.channels = channels
         self.feature_dim = feature_dim
         self.trainable = tuple(c for c in channels if self.weighs_ce or c != "ce")
-        self.needs: frozenset[str] = frozenset()
+        self.needs: frozenset[str] = frozenset(self.reads)
 
     @property
     def name(self) -> str:
@@ -131,7 +133,7 @@ class Weighting(nn.Module):
     @classmethod
     def feature_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG003 - subclasses read it
         """Return the features that a weighting built with ``options`` reads, in the order of its columns."""
-        return ()
+        return cls.reads
 
     def on_optimiser_step(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Take in the losses of optimiser step ``step``: {channel: [samples that have it]}, detached, over all micro-batches.

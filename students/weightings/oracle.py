@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from . import _base, _gate
-
-FEATURE = "blind"
 
 
 class Weighting(_base.Weighting):
@@ -17,15 +12,7 @@ class Weighting(_base.Weighting):
     """
 
     weighs_ce = True
-
-    def __init__(self, channels: tuple[str, ...], feature_dim: int | None = None, d: float | Mapping[str, float] = 1.0) -> None:
-        super().__init__(channels, feature_dim, d)
-        self.needs = frozenset({FEATURE})
-
-    @classmethod
-    def feature_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG003 - it has no choice
-        """Return "blind"."""
-        return (FEATURE,)
+    reads = ("blind",)
 
     def betas(self, inputs: _base.Inputs) -> _base.Betas:
         """Return weights of 0 and 1, and no regulariser."""

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from . import _base, _gate
-
-FEATURE = "teacher_scalars"
 
 
 class Weighting(_base.Weighting):
@@ -16,14 +11,7 @@ class Weighting(_base.Weighting):
     0 for a uniform teacher, 1 for a certain one. Weighs any loss.
     """
 
-    def __init__(self, channels: tuple[str, ...], feature_dim: int | None = None, d: float | Mapping[str, float] = 1.0) -> None:
-        super().__init__(channels, feature_dim, d)
-        self.needs = frozenset({FEATURE})
-
-    @classmethod
-    def feature_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG003 - it has no choice
-        """Return "teacher_scalars", whose first column is the entropy's share of log V."""
-        return (FEATURE,)
+    reads = ("teacher_scalars",)
 
     def betas(self, inputs: _base.Inputs) -> _base.Betas:
         """Return the same weights for every channel but CE, and no regulariser."""
