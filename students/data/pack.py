@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,25 +131,29 @@ class Batch:
 
     Attributes:
         input_ids: int64 [R, L], padded on the right.
-        position_ids: int64 [R, L], restarting after the image prefix for each question.
-        attention_mask: bool [R, 1, L, L], True where a query (third axis) may look at a key (fourth).
-        pixel_values: float32 [I, 3, H, W] in row order, or None when no row has an image.
+        position_ids: int64 [R, L], restarting after the image prefix for each question; None for a model that counts itself.
+        attention_mask: bool [R, 1, L, L], True where a query (third axis) may look at a key (fourth); or bool [R, L], True
+            for tokens and False for padding, where rows are plain causal text.
+        pixel_values: float32 [I, 3, H, W] in row order, or as the model's own processor makes them; None when no row has an
+            image.
         row, column: int64 [N], the position whose output predicts a supervised token (labels are shifted by one).
         labels: int64 [N], the supervised tokens.
         clean: int64 [N], the clean reply's token at the same place, or -1 where the clean reply is shorter.
         sample: int64 [N], the sample (0 .. B-1) that a supervised token belongs to; ascending.
         prompt_row, prompt_column: int64 [B], the last prompt position of each sample.
-        image: int64 [B], which of ``pixel_values`` the sample shows, -1 for none.
+        image: int64 [B], which of the I images the sample shows (the first of several), -1 for none.
         segment: int64 [R, L], 0 in the shared prefix, 1 .. for the row's questions, -1 for padding.
         question: int64 [B], the sample's number in its row, as ``segment`` counts them.
         text: int64 [B, Q], the columns of a sample's own tokens (its question and answer), -1 beyond the last; Q is the
             longest of the batch. Their counts are in ``text_tokens``, so that nobody needs to ask the device.
         text_tokens: B counts.
         indices: the B samples' numbers in the training set.
+        pictures: how many images each of the R rows shows; empty where every row shows one or none.
+        inputs: what else the model's forward pass takes, by keyword (image sizes, token types).
     """
 
     input_ids: torch.Tensor
-    position_ids: torch.Tensor
+    position_ids: torch.Tensor | None
     attention_mask: torch.Tensor
     pixel_values: torch.Tensor | None
     row: torch.Tensor
@@ -165,11 +169,15 @@ class Batch:
     text: torch.Tensor
     text_tokens: tuple[int, ...]
     indices: tuple[int, ...]
+    pictures: tuple[int, ...] = ()
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if hasattr(v, "to")})
+        inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
+        tensors = {k: v.to(device, non_blocking=True) for k, v in moved.items() if hasattr(v, "to")}
+        return replace(self, inputs=inputs, **tensors)
 
 
 def _row_arrays(encoded: Encoded, members: list[int]) -> tuple[list[Ids], list[Ids], list[Ids], list[int]]:
@@ -245,6 +253,7 @@ def collate(encoded: Encoded, rows: Sequence[list[int]], pixels: Mapping[str, to
         target[: len(known)] = known
     prompt_row, prompt_column = np.array([o[0] for o in order]), np.array([o[1] for o in order])
     owners, counts = _owners(encoded, rows, segment)
+    more: dict[str, Any] = {name: torch.from_numpy(array) for name, array in owners.items()}
     shown = [image for members in rows if (image := encoded.images[members[0]]) is not None]
     return Batch(
         input_ids=torch.from_numpy(ids),
@@ -259,7 +268,7 @@ def collate(encoded: Encoded, rows: Sequence[list[int]], pixels: Mapping[str, to
         prompt_row=torch.from_numpy(prompt_row),
         prompt_column=torch.from_numpy(prompt_column),
         segment=torch.from_numpy(segment),
-        **{name: torch.from_numpy(array) for name, array in owners.items()},
+        **more,
         text_tokens=counts,
         indices=tuple(index for _, _, index in order),
     )
