@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from harness.base import UserError, read_json, unknown
 
 if TYPE_CHECKING:
-    from students.models.llava import LlavaAdapter
+    import torch
+
+    from students.models._base import Adapter
 
 
 def families() -> dict[str, str]:
@@ -22,8 +24,8 @@ def families() -> dict[str, str]:
     return {name: f"students.models.{name}" for name in names}
 
 
-def load(folder: str | Path, device: str = "cpu") -> LlavaAdapter:
-    """Load a checkpoint folder with the adapter of its model type.
+def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Adapter:
+    """Load a checkpoint folder with the adapter of its model type, in float32 unless ``dtype`` says otherwise.
 
     Raises:
         UserError: when the folder holds no readable checkpoint, or one of a family that is not known.
@@ -34,5 +36,7 @@ def load(folder: str | Path, device: str = "cpu") -> LlavaAdapter:
     kind = str(read_json(folder / "config.json").get("model_type"))
     if kind not in families():
         raise unknown("model type", kind, families())
-    adapter: LlavaAdapter = importlib.import_module(families()[kind]).ADAPTER.load(folder, device)
+    import torch
+
+    adapter: Adapter = importlib.import_module(families()[kind]).ADAPTER.load(folder, device, dtype or torch.float32)
     return adapter
