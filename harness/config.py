@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, PositiveInt, RootModel, ValidationIn
 from harness import hub
 from harness.base import Strict, UserError, parse, read_yaml, unknown
 from harness.pretraining import Making
+from harness.real import Assemble, CorpusSource, ModelSize, Requires, TrainingStage, Word
 from students import registry
 from students.options import DistilOptions
 from students.recipe import RESERVED, Recipe, Variant
@@ -51,23 +52,25 @@ class Train(Strict):
 
 
 class Models(Strict):
-    """Where the models come from: ``package:ROOM/FOLDER``, a path to a Hugging Face folder, or ``{train: {...}}``.
+    """Where the models come from: ``package:ROOM/FOLDER``, a path to a Hugging Face folder, a hub id, or ``{train: {...}}``.
 
     Attributes:
-        teacher, base: rows of every table; a preset that trains students needs both.
+        teacher, base: rows of every table; a preset that trains students needs both. A base may be ``{assemble: {...}}``:
+            put together from published parts, which makes it no row, because nobody has trained it yet.
         tower: the vision tower that the others share, where the run makes it.
         external: further models, NAME: a path or a Hugging Face id, evaluated as they are; ``--model`` adds to them.
     """
 
     teacher: str | Train | None = None
-    base: str | Train | None = None
+    base: str | Train | Assemble | None = None
     tower: str | Train | None = None
     external: dict[ModelName, str] = Field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The rows of a table that are given models: teacher and base, as far as there are any, then the external ones."""
-        return (*(role for role in RESERVED if getattr(self, role) is not None), *self.external)
+        given = (role for role in RESERVED if not isinstance(getattr(self, role), Assemble | None))
+        return (*given, *self.external)
 
 
 class Data(Strict):
@@ -153,12 +156,17 @@ class Preset(Strict):
         models: given or trained.
         retrain: a YAML file (``package:...`` or a path) that says per role how the given models were made, which
             ``--retrain-teacher`` does again; None where they cannot be remade.
-        training: of every student; None: nothing is trained, given models are only evaluated.
-        recipes: the students that ``--students all`` means; none without ``training``.
+        training: of every student, on the prompts of ``protocols``' own train splits, all held in memory.
+        corpora: data sets that are read row by row, by name.
+        stages: instead of ``training``, of every student, on the corpora. A preset with neither trains nothing: given models
+            are only evaluated.
+        recipes: the students that ``--students all`` means; none where nothing is trained.
         seeds: the seeds that a run without ``--seeds`` does.
         threads: torch threads of each worker; part of every trained model's digest, because it changes the arithmetic.
         workers: processes; changes only the time a run takes.
         seconds: rough seconds per stage kind on two quiet cores, for estimates only.
+        requires: what the machine must have.
+        declared: sizes of models as published, by role or name (``teacher``, ``base``, ...), for the plan only.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
@@ -169,12 +177,21 @@ class Preset(Strict):
     retrain: str | None = None
     data: Data = Data()
     training: DistilOptions | None = None
+    corpora: dict[Word, CorpusSource] = Field(default_factory=dict)
+    stages: tuple[TrainingStage, ...] = ()
     evaluation: Evaluation = Evaluation()
     recipes: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     threads: PositiveInt = 1
     workers: PositiveInt = 2
     seconds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    requires: Requires = Requires()
+    declared: dict[str, ModelSize] = Field(default_factory=dict)
+
+    @property
+    def trains(self) -> bool:
+        """Whether students are trained."""
+        return self.training is not None or bool(self.stages)
 
     @field_validator("data")
     @classmethod
@@ -186,16 +203,34 @@ class Preset(Strict):
 
     @model_validator(mode="after")
     def _trains_or_not(self) -> Preset:
-        if (self.training is None) != (not self.recipes):
-            raise ValueError("'training' and 'recipes' go together; a preset with neither only evaluates given models")
-        if self.training is not None and (self.models.teacher is None or self.models.base is None):
+        if self.training is not None and self.stages:
+            raise ValueError("'training' and 'stages' exclude each other: one teaches from memory, the other from corpora")
+        if self.trains != bool(self.recipes):
+            raise ValueError(
+                "'training' (or 'stages') and 'recipes' go together; a preset with neither only evaluates given models"
+            )
+        if self.trains and (self.models.teacher is None or self.models.base is None):
             raise ValueError("a preset that trains students needs models.teacher and models.base")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_and_corpora(self) -> Preset:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages have one name: {', '.join(names)}")
+        for stage in self.stages:
+            if stage.corpus not in self.corpora:
+                raise ValueError(str(unknown(f"corpus of stage {stage.name!r}", stage.corpus, self.corpora)))
+        for name in self.declared:
+            known = {"teacher", "base", "tower", *self.models.external}
+            if name not in known:
+                raise ValueError(str(unknown("model in 'declared'", name, known)))
         return self
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets that ship with the package."""
-    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
+    """Return the names of the presets that ship with the package; a file that starts with "_" is what others extend."""
+    return sorted(p.stem for p in FOLDER.glob("*.yaml") if not p.name.startswith("_"))
 
 
 def load_preset(name: str) -> Preset:

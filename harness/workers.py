@@ -35,12 +35,21 @@ _ORPHANED = 3
 
 @dataclass(frozen=True)
 class Settings:
-    """What every stage may need and no digest covers; ``online``: data sets may be fetched from the hub."""
+    """What every stage may need and no digest covers.
+
+    Attributes:
+        root: the run folder.
+        device: where models run.
+        threads: of torch, and of whatever decodes images.
+        online: data sets may be fetched from the hub.
+        skip_unreadable: how many images of a corpus may be unreadable; their rows are left out, counted and named.
+    """
 
     root: Path
     device: Literal["cpu", "cuda"]
     threads: int
     online: bool = False
+    skip_unreadable: int = 0
 
 
 @dataclass
