@@ -77,8 +77,8 @@ def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any]
     for name in plan.protocols:
         facts = root / "questions" / f"{name}.json"
         protocols[name] = read_json(facts) if facts.is_file() else {"version": tasks.protocol(name).version}
-    weights = plan.given()
-    for role, place in plan.made().items():
+    weights = plan.sources.given()
+    for role, place in plan.sources.made().items():
         entry = store.read_entry(root, f"model/{role}")
         digest = store.select(entry, place) if entry is not None else None
         if digest is not None:
@@ -89,7 +89,7 @@ def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any]
         "seeds": sorted({seed for _, seed in plan.students}),
         "protocols": protocols,
         "limit": plan.limit,
-        "models": plan.sources(),
+        "models": plan.sources.sources(),
         "versions": versions(),
         "git_commit": git_commit(),
         "hardware": hardware(device),

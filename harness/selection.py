@@ -34,7 +34,7 @@ def students(text: str, preset: Preset) -> list[Recipe]:
     Raises:
         UserError: for a glob that matches nothing, an unknown word in a recipe or an unknown variant.
     """
-    if preset.training is None and text != ALL:
+    if not preset.trains and text != ALL:
         raise UserError(f"--students {text!r}: preset {preset.name!r} trains nothing; it evaluates the models given by --model")
     listed = {r.name: r for r in (load_recipe(word) for word in preset.recipes)}
     chosen: dict[str, Recipe] = {}
@@ -128,7 +128,7 @@ def with_earlier(root: Path, models: Models, console: Console) -> Models:
     earlier: dict[str, str] = read_json(root / store.MANIFEST).get("models", {})
     kept = dict(models.external)
     for name, source in earlier.items():
-        if name in (*RESERVED, "tower") or name in kept:
+        if name in (*RESERVED, "tower") or "/" in name or name in kept:  # a name with a slash is a part of an assembled model
             continue
         try:
             model_path(source)

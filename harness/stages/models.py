@@ -1,7 +1,8 @@
-"""Models that a run makes itself: tower, teacher and base."""
+"""Models that a run makes itself: tower, teacher and base, trained here or put together from published parts."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from harness.stages import data
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 #: Raise when the same configuration would give other weights.
 STAGE_VERSION = 1
+ASSEMBLE_VERSION = 1
 
 
 def target(role: str) -> str:
@@ -41,3 +43,12 @@ def train(context: Context) -> None:
     out = context.out(target(role))
     pretraining.make(role, making, corpus, tower, out, context.progress)
     (out / "made.json").replace(context.out(record(role)))  # it holds seconds, and the checkpoint's digest must not
+
+
+def assemble(context: Context) -> None:
+    """Put one model together from its parts, with the function of its family: ``students.models.FAMILY.assemble``."""
+    use_torch(context)
+    config = context.config
+    family = importlib.import_module(f"students.models.{config['family']}")
+    parts = {part: context.place(part) for part in config["parts"]}
+    family.assemble(**parts, out=context.out(target(config["role"])), seed=config["seed"])
