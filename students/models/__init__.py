@@ -7,7 +7,7 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.base import UserError, read_json, unknown
+from harness.base import UnknownName, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -28,15 +28,25 @@ def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = No
     """Load a checkpoint folder with the adapter of its model type, in float32 unless ``dtype`` says otherwise.
 
     Raises:
-        UserError: when the folder holds no readable checkpoint, or one of a family that is not known.
+        UserError: naming the folder and the remedy, when it holds no whole checkpoint, or one of a family that is not known.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is no checkpoint: it has no config.json")
-    kind = str(read_json(folder / "config.json").get("model_type"))
-    if kind not in families():
-        raise unknown("model type", kind, families())
     import torch
 
+    from students.models._load import configuration
+
+    folder = Path(folder)
+    config = configuration(folder)
+    kind = config["model_type"]
+    if kind not in families():
+        remote = f" {folder} brings code of its own for it, which is never run." if "auto_map" in config else ""
+        raise UnknownName(f"{folder / 'config.json'}: {unknown('model type', kind, families())}.{remote}")
     adapter: Adapter = importlib.import_module(families()[kind]).ADAPTER.load(folder, device, dtype or torch.float32)
     return adapter
+
+
+def register() -> None:
+    """Make the families that transformers does not know loadable by its Auto classes in this process."""
+    for module in families().values():
+        own = getattr(importlib.import_module(module), "register", None)
+        if own is not None:
+            own()

@@ -1,9 +1,8 @@
-"""LLaVA (CLIP tower, two-layer projector, Llama) through transformers' own classes."""
+"""LLaVA 1.5 (CLIP or SigLIP tower, two-layer projector, Llama or Qwen2) through transformers' own classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,68 +10,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.base import UserError, shim
-from students.data.conversations import Conversation, Row
-from students.models._base import TAPS, Adapter
+from students.models._base import TAPS
+from students.models._image_text import ImageTextAdapter
 from students.shape import LlavaShape
 
 __all__ = ["ADAPTER", "TAPS", "LlavaAdapter"]
 
-shim()  # before transformers' image classes look for torchvision
 
-
-class LlavaAdapter(Adapter):
+class LlavaAdapter(ImageTextAdapter):
     """One LLaVA with its processor, seen through what a distiller needs."""
 
     family = "llava"
+    TOWER, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         config = model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
-        processor.image_tokens_each = side * side + (config.vision_feature_select_strategy != "default")
-
-    @property
-    def tower(self) -> Any:
-        """The vision tower."""
-        return self.model.model.vision_tower
-
-    @property
-    def projector(self) -> Any:
-        """The projector from vision features to the language model's width."""
-        return self.model.model.multi_modal_projector
-
-    @property
-    def language(self) -> Any:
-        """The language model without its head."""
-        return self.model.model.language_model
+        first = hasattr(getattr(self.tower, "embeddings", None), "class_embedding")  # CLIP's; SigLIP has none
+        processor.image_tokens_each = side * side + first - (config.vision_feature_select_strategy == "default")
 
     @property
     def vision_tokens(self) -> int:
         """n_v, the number of tokens an image takes."""
         return int(self.processor.image_tokens_each)
-
-    @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LlavaAdapter:
-        """Load a checkpoint folder.
-
-        Raises:
-            UserError: naming the folder when weights, configuration or processor are missing or damaged.
-        """
-        from safetensors import SafetensorError
-        from transformers import AutoProcessor, LlavaForConditionalGeneration
-
-        try:
-            model, report = LlavaForConditionalGeneration.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True
-            )
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{folder} is not a whole LLaVA checkpoint ({type(error).__name__}: {reason})") from error
-        if report["missing_keys"]:
-            raise UserError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])} ...")
-        return cls(model.to(device).eval(), processor)
 
     @classmethod
     def build(cls, shape: LlavaShape, tokenizer: Any, seed: int) -> LlavaAdapter:
@@ -114,15 +75,6 @@ class LlavaAdapter(Adapter):
         """Preprocess uint8 pictures [H, W, 3] into float32 [I, 3, H, W]."""
         made = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         return torch.as_tensor(made, dtype=torch.float32)
-
-    def vision(self, pixel_values: Tensor) -> Tensor:
-        """Run tower and projector: [I, 3, H, W] -> [I, n_v, H]."""
-        found = self.model.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
-        return torch.stack(list(found))
-
-    def row(self, conversation: Conversation, pictures: list[NDArray[np.uint8]], limit: int | None = None) -> Row:
-        """Tokenise one conversation."""
-        raise NotImplementedError
 
 
 ADAPTER = LlavaAdapter
