@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.base import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -71,7 +73,7 @@ class Corpus(Protocol):
         """
 
 
-class UnreadableImage(Exception):
+class UnreadableImage(UserError):
     """An image that cannot be read; the harness stops, or counts it where the user allowed some (``--skip-unreadable``).
 
     Attributes:
@@ -82,6 +84,21 @@ class UnreadableImage(Exception):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"image {key!r}: {reason}")
         self.key, self.reason = key, reason
+
+
+class NothingToLearn(UserError):
+    """A row of which the length limit leaves no supervised token; see students/data/truncation.py.
+
+    Attributes:
+        id: of the row.
+    """
+
+    def __init__(self, id: str, limit: int, prompt: int) -> None:
+        super().__init__(
+            f"row {id!r} has {prompt} tokens before its first reply, so a limit of {limit} leaves nothing to learn;"
+            " allow more with max_length, or let such rows be left out and counted with overlong: skip"
+        )
+        self.id = id
 
 
 @dataclass(frozen=True)
@@ -112,8 +129,8 @@ class Reader(Protocol):
         """Tokenise one conversation with its supervised tokens marked, cut to ``limit`` tokens.
 
         Raises:
-            UserError: for marks that do not fit the images, a template that cannot be cut into turns, or a row of which the
-                limit leaves no supervised token.
+            NothingToLearn: for a row of which the limit leaves no supervised token.
+            UserError: for marks that do not fit the images, or a template that cannot be cut into turns.
         """
 
     def collate(self, rows: list[Row], indices: tuple[int, ...]) -> Batch:
