@@ -132,7 +132,13 @@ def pretrained(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         model, report = library.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, trust_remote_code=False, weights_only=True
         )
-        processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil", trust_remote_code=False)
+        processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if getattr(processor, "image_processor", None) is not None:
+            # PIL's on every machine, as evaluation has it; asked of the whole processor, it is asked of the video part too,
+            # which has none
+            processor.image_processor = library.AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, backend="pil", trust_remote_code=False
+            )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(f"{folder} lacks {len(missing)} weight(s): {', '.join(missing[:3])} ...; {_AGAIN}")
