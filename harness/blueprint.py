@@ -218,7 +218,7 @@ class Blueprint:
     def _report(self) -> None:
         dynamics = [f"{student_folder(name, seed)}/{file}" for name, seed in self.students for file in collect.DYNAMICS]
         words = [f"{cell.stem}{evaluate.WORDS}" for cell in self.cells]
-        trained = ("data",) if self.preset.training is not None else ()
+        trained: tuple[str, ...] = ("data",) if self.preset.training is not None else ()
         trained += tuple(f"{corpus_folder(name)}/corpus.json" for name in self.training.corpora)
         self._add(
             Stage(
