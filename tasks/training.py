@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from harness.base import UserError
 from tasks.catalogue import Protocol, load
 from tasks.faults import Faults
 from tasks.prompting import prompts
-from tasks.questions import Pixels, Question
+from tasks.questions import Pixels, Question, QuestionSet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +78,65 @@ def training_rows(
             rows.append((name, *where, prompt, answer, question.answer, noisy, blind))
         images.update(questions.images)
     return TrainingRows(pd.DataFrame(rows, columns=list(COLUMNS)), images)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A question to learn from.
+
+    Attributes:
+        id: unique within its benchmark and split.
+        benchmark: it belongs to.
+        prompt: as in the evaluation, without chat template and image.
+        answer: the reply to learn.
+        image: encoded bytes of a file, or None.
+    """
+
+    id: str
+    benchmark: str
+    prompt: str
+    answer: str
+    image: bytes | None
+
+
+#: Questions that are prompted together: lmms-eval's prompts build a task each time.
+_TOGETHER = 256
+
+
+def stream(protocol: Protocol, split: str = "train", data_root: str | Path | None = None) -> Iterator[Taught]:
+    """Yield a published benchmark's training questions, prompted by the protocol's own rule; memory does not grow with them.
+
+    All rows are yielded, with and without image, also under a protocol that only asks those with one.
+
+    Args:
+        protocol: of ScienceQA; the other five publish no training split of their own.
+        split: of the data set.
+        data_root: see :func:`tasks.sources._train.rows`; null = the hub.
+
+    Raises:
+        UserError: for another benchmark, or data that cannot be read.
+    """
+    from tasks.answers import shapes
+    from tasks.sources import _train
+
+    if protocol.benchmark != "scienceqa" or protocol.dataset is None:
+        raise UserError(f"{protocol.name}: only scienceqa's published training split is read; use a protocol of it")
+    shape = shapes.shape(protocol.benchmark)
+    held: list[tuple[Question, bytes | None]] = []
+    root = None if data_root is None else Path(data_root)
+    for number, found in enumerate(_train.rows(split, root)):
+        held.append((shape(found.row, number).question, found.image))
+        if len(held) == _TOGETHER:
+            yield from _prompted(protocol, held)
+            held = []
+    if held:
+        yield from _prompted(protocol, held)
+
+
+def _prompted(protocol: Protocol, held: Sequence[tuple[Question, bytes | None]]) -> Iterator[Taught]:
+    questions = QuestionSet(tuple(question for question, _ in held), {}, "training")
+    for (question, image), prompt in zip(held, prompts(protocol, questions, scored=False), strict=True):
+        yield Taught(question.id, protocol.benchmark, prompt, question.answer, image)
 
 
 def _answer(question: Question, name: str, rate: float, seed: int) -> str:

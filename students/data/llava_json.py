@@ -164,8 +164,8 @@ class _Elements:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TOKEN
                 if cut and held < _LONGEST and self._more(max(_CHUNK, held)):  # doubling keeps this linear
                     continue
-                whole = "the file ends inside it; is it whole?"
-                self._fail(whole if cut and self._ended else f"not valid JSON ({error.msg})", here=True)
+                ends = "; the file ends there: is it whole?" if cut and self._ended else ""
+                self._fail(f"not valid JSON ({error.msg}){ends}", here=True)
             if end == len(self._text) and self._more(_CHUNK):  # a number might go on
                 continue
             self._at = end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tasks.answers import files, formats
 from tasks.questions import Pictures
 from tasks.sources._rows import WITHOUT_IMAGE, Found, with_bytes
 
+SPLITS = ("train", "validation", "val", "dev", "test", "testdev")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: The authors' own files, the first that is there; a folder stands for its files.
 ORIGINALS = {
@@ -26,15 +28,27 @@ ORIGINALS = {
 }
 
 
-def read(benchmark: str, folder: Path) -> Found:
+def named_split(table: Path) -> str | None:
+    """Return the split that the hub's names say: ``train-00000-of-00001.parquet``, ``train/0000.parquet``; else None."""
+    named = re.match(r"([a-z]+)-\d+-of-\d+", table.name)
+    split = named.group(1) if named else table.parent.name
+    return split if split in SPLITS else None
+
+
+def read(benchmark: str, folder: Path, split: str) -> Found:
     """Return a benchmark's rows with their images.
+
+    Args:
+        benchmark: one of the six.
+        folder: of the benchmark; parquet files that the hub would call another split's are left alone.
+        split: the protocol's.
 
     Raises:
         UserError: when the folder or its question file is missing, or an image is missing or its name fits several files.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: --data-root holds a folder per benchmark (docs/data_root.md)")
-    tables = sorted(folder.rglob("*.parquet"))
+    tables = [path for path in sorted(folder.rglob("*.parquet")) if named_split(path) in (None, split)]
     if tables:
         return _parquet(benchmark, folder, tables)
     documents = sorted(folder.rglob("docs.jsonl"))

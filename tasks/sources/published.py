@@ -25,7 +25,7 @@ def load(
 
     Args:
         benchmark: one of the six.
-        split: the protocol's; published training splits are not read here.
+        split: the protocol's; for training rows see :func:`tasks.training.stream`.
         name: of the protocol, for messages.
         dataset: :class:`tasks.catalogue.Dataset` as a mapping.
         keep: the protocol's rule for rows that count.
@@ -36,5 +36,5 @@ def load(
     """
     if split != dataset["split"]:
         raise UserError(f"{name}: only the split {dataset['split']!r} of {dataset['id']} is read, not {split!r}")
-    found = _hub.read(benchmark, dataset) if data_root is None else _folder.read(benchmark, Path(data_root) / benchmark)
+    found = _hub.read(benchmark, dataset) if data_root is None else _folder.read(benchmark, Path(data_root) / benchmark, split)
     return answers.assemble(benchmark, name, keep, found.rows, found.origin, shown=found.shown, pictures=found.pictures)
