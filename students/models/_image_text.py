@@ -166,7 +166,7 @@ class ImageTextAdapter(Adapter):
 
         try:
             made = self.processor(
-                text=[text], images=[Image.fromarray(p) for p in pictures], add_special_tokens=add, return_tensors="pt"
+                text=[text], images=[[Image.fromarray(p) for p in pictures]], add_special_tokens=add, return_tensors="pt"
             )
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             reason = (str(error).strip().splitlines() or ["no message"])[0]

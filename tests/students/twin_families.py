@@ -68,7 +68,7 @@ def llama_tokenizer():
     from transformers import LlamaTokenizer
 
     vocabulary, merges = _bpe("words")
-    tokenizer = LlamaTokenizer(vocab=dict(vocabulary), merges=list(merges), legacy=False, pad_token="<pad>")
+    tokenizer = LlamaTokenizer(vocab=dict(vocabulary), merges=list(merges), legacy=False, pad_token="<pad>", add_bos_token=True)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     return tokenizer
 
@@ -103,10 +103,17 @@ def smol_tokenizer():
 
 def _llama(tokenizer, hidden, layers, vocabulary=None):
     return {
-        "model_type": "llama", "vocab_size": vocabulary or len(tokenizer), "hidden_size": hidden, "intermediate_size": 2 * hidden,
-        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
-        "initializer_range": 0.2, **_ends(tokenizer),
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": vocabulary or len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,
+        **_ends(tokenizer),
+    }
 
 
 def _ends(tokenizer):
@@ -221,7 +228,8 @@ def _smolvlm(hidden, layers, vocabulary):
     tokenizer = smol_tokenizer()
     config = SmolVLMConfig(
         vision_config=_vision("smolvlm_vision"), text_config=_llama(tokenizer, hidden, layers, vocabulary), scale_factor=2,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
     )  # fmt: skip
     pictures = SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     processor = SmolVLMProcessor(
