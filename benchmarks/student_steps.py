@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import tasks
 from harness.config import Preset, load_preset, model_path
@@ -23,6 +22,7 @@ from students import distil, models, teachers
 from students.data import pack, samples
 from students.options import DistilOptions
 from students.recipe import Variant, parse
+from students.training import Training
 from tasks.training import training_rows
 
 BASELINE = "ce"
@@ -32,14 +32,15 @@ CHUNK = 6
 TARGET = 1.10
 
 
-class Student(distil._Training):
+class Student(Training):
     """A student that reads the teacher's cached logits at every step, whether its losses use them or not."""
 
-    def _teacher(self, number: int, host: pack.Batch) -> Tensor | None:  # noqa: ARG002 - the base class's signature
-        return super()._teacher(1, host)  # everyone reads them at step 1, for the histograms
+    def asks(self, number: int) -> bool:  # noqa: ARG002 - the base class's signature
+        """Always."""
+        return True
 
 
-class Unread(distil._Training):
+class Unread(Training):
     """The plain `ce` student, which does not."""
 
 
@@ -89,10 +90,11 @@ def workload(images: int, steps: int) -> Iterator[Workload]:
 class _Clocked:
     """One student, its own step numbers, and the seconds of each of its steps by processor and by clock."""
 
-    def __init__(self, recipe: str, work: Workload, out: Path, kind: type[distil._Training] = Student) -> None:
+    def __init__(self, recipe: str, work: Workload, out: Path, kind: type[Training] = Student) -> None:
         parsed = parse(recipe)
         variant = Variant(energies={c: OPTIONS[c] for c in parsed.energies if c in OPTIONS})
         self.training = kind(parsed, work.options, work.inputs, 0, out, "cpu", variant)
+        self.training.recorder.begin()
         self.taken = 0
 
     def step(self, members: list[list[int]]) -> tuple[float, float]:

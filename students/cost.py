@@ -23,14 +23,27 @@ class Cost:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.started = device, time.monotonic()
+        self._before, self._highest = 0.0, 0  # of earlier attempts that this one goes on from
         self.memory = "GPU allocations"
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
             self.memory = "resident memory of the process" if _reset() else "resident memory of the worker, all its students"
 
+    def resume(self, seconds: float, peak: int | None) -> None:
+        """Count what an earlier attempt took, from which this one goes on."""
+        self._before, self._highest = seconds, peak or 0
+
+    def seconds(self) -> float:
+        """Seconds so far, over all attempts."""
+        return self._before + time.monotonic() - self.started
+
     def peak(self) -> int | None:
-        """Peak bytes so far; None on a CPU whose system does not tell."""
+        """Peak bytes so far, over all attempts; None on a CPU whose system does not tell."""
+        now = self._peak()
+        return None if now is None else max(now, self._highest)
+
+    def _peak(self) -> int | None:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         if not _STATUS.is_file():
@@ -49,7 +62,7 @@ class Cost:
             live_passes: samples that it looked at for this student alone, repeats counted.
         """
         found: dict[str, Any] = {
-            "seconds": round(time.monotonic() - self.started, 3), "device": self.device.type,
+            "seconds": round(self.seconds(), 3), "device": self.device.type,
             "peak_memory_bytes": self.peak(), "memory": self.memory, "samples_seen": samples_seen,
             "teacher_passes_shared": signal_passes, "teacher_passes_own": live_passes,
         }  # fmt: skip

@@ -14,19 +14,22 @@ from students.batch import sample_mean, wide
 
 if TYPE_CHECKING:
     from students.data.pack import Batch
-    from students.data.samples import TrainingSet
-    from students.models.llava import LlavaAdapter
-    from students.teachers import TeacherSignal
+    from students.feed import Feed
+    from students.models._base import Adapter
+    from students.voice import Said, Voice
+
+#: Features for which a teacher must say more than its logits.
+STATES = frozenset({"teacher_prompt", "teacher_vision"})
 
 
 @dataclass
 class Seen:
-    """One micro-batch as the gate's features see it: hidden states [R, L, H], logits [N, V], the teacher's or None."""
+    """One micro-batch as the gate's features see it: hidden states [R, L, H], logits [N, V], what the teacher said or None."""
 
     batch: Batch
     hidden: Tensor
     logits: Tensor
-    teacher: Tensor | None
+    said: Said | None
 
 
 def scalars(logits: Tensor, sample: Tensor, count: int) -> Tensor:
@@ -54,31 +57,32 @@ class Features:
     Args:
         names: in the order of their columns.
         adapter: the student.
-        signal: the teacher's signal, or None.
-        data: the samples, for the planted truth.
+        voice: the teacher, or None.
+        feed: the data, for the planted truth.
 
     Raises:
         UserError: for an unknown feature, one of the teacher's without a teacher, or the planted truth where nothing is
             planted.
     """
 
-    def __init__(self, names: Sequence[str], adapter: LlavaAdapter, signal: TeacherSignal | None, data: TrainingSet) -> None:
-        self.names, self.adapter, self.signal, self.data = tuple(names), adapter, signal, data
+    def __init__(self, names: Sequence[str], adapter: Adapter, voice: Voice | None, feed: Feed) -> None:
+        self.names, self.adapter, self.feed = tuple(names), adapter, feed
+        self.states = bool(STATES & set(self.names))
         student = {"student_prompt": (adapter.hidden_size, self._student_prompt), "student_scalars": (2, self._student_scalars)}
         known: dict[str, tuple[int, Callable[[Seen], Tensor]]] = dict(student)
-        if signal is not None:
+        if voice is not None:
             known |= {
-                "teacher_prompt": (int(signal.prompt.shape[1]), self._teacher_prompt),
-                "teacher_vision": (int(signal.vision_array.shape[1]), self._teacher_vision),
+                "teacher_prompt": (voice.width, self._teacher_prompt),
+                "teacher_vision": (voice.width, self._teacher_vision),
                 "teacher_scalars": (2, self._teacher_scalars),
                 "scalars": (4, self._scalars),
                 "blind": (1, self._blind),
             }
         for name in self.names:
             if name not in known:
-                without = "" if signal is not None else " without a teacher signal"
+                without = "" if voice is not None else " without a teacher signal"
                 raise unknown(f"feature of a weighting{without}:", name, known)
-        if "blind" in self.names and not any(s.blind for s in data):
+        if "blind" in self.names and not feed.planted:
             raise UserError("feature 'blind' is the planted truth, and no sample of this data is blind; see --preset planted")
         self.width = sum(known[name][0] for name in self.names)
         self._known = known
@@ -92,29 +96,33 @@ class Features:
         return _normed(self.adapter.prompt_state(seen.hidden, seen.batch))
 
     def _teacher_prompt(self, seen: Seen) -> Tensor:
-        return _normed(self._teacher().prompt_state(seen.batch.indices))
+        return _normed(_known(_said(seen).prompt))
 
     def _teacher_vision(self, seen: Seen) -> Tensor:
         """Image-less samples show the zero vector, so that the gate learns one weight for all of them."""
-        signal = self._teacher()
-        there = torch.as_tensor(signal.seen[list(seen.batch.indices)])
-        return torch.where(there[:, None], _normed(signal.vision(seen.batch.indices)), 0.0)
+        said = _said(seen)
+        return torch.where(_known(said.seen)[:, None], _normed(_known(said.vision)), 0.0)
 
     def _student_scalars(self, seen: Seen) -> Tensor:
         return scalars(seen.logits, seen.batch.sample, len(seen.batch.indices))
 
     def _teacher_scalars(self, seen: Seen) -> Tensor:
-        if seen.teacher is None:
-            raise ValueError("the teacher's scalars were asked for without its logits")
-        return scalars(seen.teacher, seen.batch.sample, len(seen.batch.indices))
+        return scalars(_said(seen).logits, seen.batch.sample, len(seen.batch.indices))
 
     def _scalars(self, seen: Seen) -> Tensor:
         return torch.cat([self._teacher_scalars(seen), self._student_scalars(seen)], 1)
 
     def _blind(self, seen: Seen) -> Tensor:
-        return torch.tensor([[float(self.data.samples[k].blind)] for k in seen.batch.indices])
+        return torch.tensor([[float(self.feed.blind(k))] for k in seen.batch.indices])
 
-    def _teacher(self) -> TeacherSignal:
-        if self.signal is None:
-            raise ValueError("a feature of the teacher was asked for without a teacher signal")
-        return self.signal
+
+def _said(seen: Seen) -> Said:
+    if seen.said is None:
+        raise ValueError("a feature of the teacher was asked for, and the teacher was not")
+    return seen.said
+
+
+def _known(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ValueError("a state of the teacher is read that it was not asked for")
+    return value

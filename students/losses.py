@@ -15,7 +15,7 @@ from students.energies._base import Energy
 from students.recipe import Recipe, Variant
 
 if TYPE_CHECKING:
-    from students.models.llava import LlavaAdapter
+    from students.models._base import Adapter
 
 
 @dataclass
@@ -125,7 +125,7 @@ class GradientNorms:
     Every channel reaches it, those that read vision features alone included, which no layer of the language model offers.
     """
 
-    def __init__(self, channels: Sequence[str], adapter: LlavaAdapter) -> None:
+    def __init__(self, channels: Sequence[str], adapter: Adapter) -> None:
         self.shared = [p for p in adapter.projector.parameters() if p.ndim == 2][-1]
         self.sums = {c: torch.zeros_like(self.shared) for c in channels}
 

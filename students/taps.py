@@ -15,10 +15,10 @@ from students.batch import Tap
 from students.blind import Blind
 from students.data.pack import Batch, Encoded, collate, encode, prefixes
 from students.data.samples import TrainingSet
-from students.models.llava import TAPS, LlavaAdapter
+from students.models._base import TAPS, Adapter, common_vision_tokens
 from students.teachers import pixel_table
 
-#: Taps that an energy may name in ``needs``; see :meth:`students.models.llava.LlavaAdapter.observe`.
+#: Taps that an energy may name in ``needs``; see :meth:`students.models._base.Adapter.observe`.
 NAMES = frozenset(TAPS)
 
 MEAN_IMAGE = "(mean image)"  # a key that no image can have: the others are hexadecimal
@@ -43,15 +43,15 @@ def shown(data: TrainingSet, encoded: Encoded, table: Mapping[str, Tensor]) -> t
     return replace(encoded, images=images), {**table, MEAN_IMAGE: mean}
 
 
-def widths(names: Collection[str], student: LlavaAdapter, teacher: LlavaAdapter) -> dict[str, tuple[int, int]]:
+def widths(names: Collection[str], student: Adapter, teacher: Adapter) -> dict[str, tuple[int, int]]:
     """Return (student, teacher) size of each tap's last axis.
 
     Raises:
         UserError: for an unknown tap, or when the models make different numbers of tokens of an image: the energies compare
             them one to one.
     """
-    if names and student.vision_tokens != teacher.vision_tokens:
-        raise _unequal(student.vision_tokens, teacher.vision_tokens)
+    if names:
+        common_vision_tokens(student, teacher)
     return {name: (student.tap_width(name), teacher.tap_width(name)) for name in sorted(names)}
 
 
@@ -62,6 +62,31 @@ def _unequal(student: int, teacher: int) -> UserError:
     )
 
 
+def frozen(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Adapter:
+    """Load a checkpoint that never learns."""
+    adapter = models.load(folder, str(device), dtype)
+    adapter.model.eval().requires_grad_(False)
+    return adapter
+
+
+def thinking(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the context that a frozen model runs in: autocast where its weights are in half precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def refuse_mixture(data: TrainingSet, blind_teacher: str) -> None:
+    """Refuse features of a teacher whose answers about blind samples are mixtures, which have no one feature.
+
+    Raises:
+        UserError: when there are blind samples, and they are told something else than about the mean image.
+    """
+    if blind_teacher != str(Blind()) and any(s.blind and s.image is not None for s in data):
+        raise UserError(
+            f"the teacher's features are known for blind samples of blind_teacher '{Blind()}' alone, and this signal has"
+            f" {blind_teacher!r}; take energies on logits there"
+        )
+
+
 class LiveTeacher:
     """A frozen teacher beside the student, for what is too large to be cached.
 
@@ -70,21 +95,24 @@ class LiveTeacher:
         data: the samples, in the order in which students number them.
         device: "cpu", "cuda" or another that torch knows.
         blind_teacher: what the cached signal told blind samples (``TeacherSignal.blind_teacher``).
+        dtype: what its weights are stored in.
 
     Raises:
         UserError: for a checkpoint that cannot be read, or blind samples that were told something else than about the mean
             image: a mixture of answers has no one feature.
     """
 
-    def __init__(self, folder: Path, data: TrainingSet, device: torch.device | str, blind_teacher: str = str(Blind())) -> None:
-        if blind_teacher != str(Blind()) and any(s.blind and s.image is not None for s in data):
-            raise UserError(
-                f"the teacher's features are known for blind samples of blind_teacher '{Blind()}' alone, and this signal has"
-                f" {blind_teacher!r}; take energies on logits there"
-            )
-        self.adapter: LlavaAdapter = models.load(folder, str(device))
-        self.adapter.model.eval().requires_grad_(False)
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        folder: Path,
+        data: TrainingSet,
+        device: torch.device | str,
+        blind_teacher: str = str(Blind()),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        refuse_mixture(data, blind_teacher)
+        self.adapter = frozen(folder, device, dtype)
+        self.device, self.dtype = torch.device(device), dtype
         encoded = encode(data.samples, self.adapter.processor)
         self.encoded, self.pixels = shown(data, encoded, pixel_table(self.adapter, data))
         self._prefixes = prefixes(self.encoded)
@@ -102,7 +130,7 @@ class LiveTeacher:
             wanted: names of taps.
 
         Returns:
-            The taps as :meth:`LlavaAdapter.observe` gives them, for G groups: the images of the batch in row order, or, where
+            The taps as :meth:`Adapter.observe` gives them, for G groups: the images of the batch in row order, or, where
             a row has blind and seeing samples, one group for each of the two. Beside them "group" int64 [B], each sample's
             group or -1, and, only where rows are mixed, "source" int64 [G], the student's image of each group; with
             "attention", "attention_mask" [B, Q] and "text_tokens" int64 [B], which stays on the CPU.
@@ -113,7 +141,16 @@ class LiveTeacher:
         for name in sorted(wanted):
             self.adapter.tap_width(name)  # refuses unknown names
         self.passes += sum(map(len, members))
-        split = _Split(members, self.encoded.images)
+        split = Split(members, self.encoded.images)
+        with thinking(self.device, self.dtype):
+            found = self._observe(split, wanted)
+        found["group"] = split.group.to(self.device)
+        if split.mixed:
+            found["source"] = split.source.to(self.device)
+        return found
+
+    def _observe(self, split: Split, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Compute the taps of rows that show one image or none each."""
         shows = [[part[0]] for part in split.parts if self.encoded.images[part[0]] is not None]
         found: dict[str, Tensor] = {"vision": self._nothing("vision")}
         if shows and "vision_logits" in wanted:
@@ -130,18 +167,15 @@ class LiveTeacher:
             order = split.order.to(self.device)
             found |= {"attention": attention[order], "attention_mask": mask[order]}
             found["text_tokens"] = torch.tensor(batch.text_tokens)[split.order]
-        found = {name: tap for name, tap in found.items() if name != "vision" or name in wanted}
-        found["group"] = split.group.to(self.device)
-        if split.mixed:
-            found["source"] = split.source.to(self.device)
-        return found
+        return {name: tap for name, tap in found.items() if name != "vision" or name in wanted}
 
     def _nothing(self, name: str) -> Tensor:
         """Taps of a batch without images."""
-        return torch.zeros(0, self.adapter.vision_tokens, self.adapter.tap_width(name), device=self.device)
+        n_v = common_vision_tokens(self.adapter, self.adapter)
+        return torch.zeros(0, n_v, self.adapter.tap_width(name), device=self.device)
 
 
-class _Split:
+class Split:
     """Rows cut where blind and seeing samples share one, so that every part shows the teacher one image or none.
 
     Attributes:
@@ -180,14 +214,20 @@ def pair(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Ba
     """Join what both models showed, group by group.
 
     Args:
-        student: taps of the batch, from :meth:`LlavaAdapter.observe`.
-        teacher: the teacher's for the same rows, from :meth:`LiveTeacher.observe`.
+        student: taps of the batch, from :meth:`Adapter.observe`.
+        teacher: the teacher's for the same rows, from :meth:`LiveTeacher.observe`, or as an adapter observes them with
+            "group" and "text_tokens" beside them.
         batch: the student's batch.
+
+    Returns:
+        Taps by image of the batch; where a row of the batch shows several images, by row: its images' tokens one after the
+        other, with a mask. Attention is to each sample's first image.
 
     Raises:
         UserError: when the models differ in vision tokens an image, or in text tokens of a sample, naming both numbers.
     """
     taps = {}
+    several = max(batch.pictures, default=0) > 1
     for name in sorted(NAMES & student.keys()):
         mine, other = student[name], teacher[name]
         axis = 2 if name == "attention" else 1
@@ -197,9 +237,66 @@ def pair(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Ba
             _same_text(batch, teacher["text_tokens"].tolist())
             owner = torch.where(batch.image >= 0, torch.arange(len(mine), device=mine.device), -1)
             taps[name] = Tap(mine, other, owner, student["attention_mask"])
+        elif several:
+            index, group = _slots(batch.pictures, mine.device)
+            mask = (index >= 0).repeat_interleave(mine.shape[1], 1)
+            taps[name] = Tap(_spread(mine, index), _spread(other, index), group, mask)
         else:
             taps[name] = Tap(mine[teacher["source"]] if "source" in teacher else mine, other, teacher["group"])
     return taps
+
+
+def streamed(found: Mapping[str, Tensor], theirs: Batch, student: Batch, cut: Sequence[bool]) -> dict[str, Tensor]:
+    """Add to the taps that an adapter observed of a stream's batch what :func:`pair` reads beside them.
+
+    Where the student's row was cut off, the teacher's text may go on; it is compared as far as the student's goes.
+
+    Args:
+        found: the teacher's taps.
+        theirs, student: the batches of both.
+        cut: for each sample, whether the student's row was cut off.
+    """
+    result = {**found, "group": theirs.image}
+    if "attention" in found:
+        counts = [
+            min(own, other) if was_cut else other
+            for own, other, was_cut in zip(student.text_tokens, theirs.text_tokens, cut, strict=True)
+        ]
+        result["text_tokens"] = torch.tensor(counts)
+        width = student.text.shape[1]
+        if counts == list(student.text_tokens) and found["attention"].shape[1] > width:
+            result["attention"] = found["attention"][:, :width]
+    return result
+
+
+def pooled(vision: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the mean vision token of each sample's images [B, H] float32, 0 where it has none, and whether it has [B] bool."""
+    means, seen = vision.float().mean(1), batch.image >= 0
+    nothing = means.new_zeros(1, means.shape[1])
+    if max(batch.pictures, default=0) > 1:
+        owner = torch.repeat_interleave(torch.tensor(batch.pictures)).to(means.device)
+        sums = means.new_zeros(len(seen), means.shape[1]).index_add(0, owner, means)
+        return sums / torch.tensor(batch.pictures).clamp(min=1).to(means.device)[:, None], seen
+    return torch.cat([means, nothing])[batch.image], seen  # -1 reads the last
+
+
+def _slots(pictures: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the images of each row that shows some, int64 [G, most], -1 beyond its last; and each row's group [B] or -1."""
+    most, image = max(pictures), 0
+    rows: list[list[int]] = []
+    groups: list[int] = []
+    for count in pictures:
+        groups.append(len(rows) if count else -1)
+        if count:
+            rows.append([*range(image, image + count), *([-1] * (most - count))])
+        image += count
+    return torch.tensor(rows, device=device), torch.tensor(groups, device=device)
+
+
+def _spread(tap: Tensor, index: Tensor) -> Tensor:
+    """Join the tokens of each group's images: [I, n_v, C] -> [G, most * n_v, C], zeros where a group has fewer."""
+    nothing = tap.new_zeros(1, *tap.shape[1:])
+    return torch.cat([tap, nothing])[index].flatten(1, 2)  # -1 reads the last
 
 
 def _same_text(batch: Batch, teacher: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from students.data.pack import Encoded
     from students.data.samples import TrainingSet
-    from students.models.llava import LlavaAdapter
+    from students.models._base import Adapter
 
 VERSION = 2
 ARRAYS = ("logits", "labels", "offsets", "entropy", "correct", "prompt", "vision", "seen")
@@ -58,7 +58,7 @@ def signal_key(teacher: Path, data: TrainingSet, blind: Blind | None = None) -> 
     }
 
 
-def pixel_table(adapter: LlavaAdapter, data: TrainingSet) -> dict[str, torch.Tensor]:
+def pixel_table(adapter: Adapter, data: TrainingSet) -> dict[str, torch.Tensor]:
     """Preprocess every image that a sample shows, once: {key: float32 [3, H, W]}."""
     keys = sorted({s.image for s in data if s.image is not None})
     table: dict[str, torch.Tensor] = {}
@@ -205,7 +205,7 @@ def _entropy(logits: NDArray[np.float32]) -> float:
 class _Ask:
     """The teacher, ready to be asked about samples: its adapter, pixels by image, V, rows a pass, turns a row, progress."""
 
-    adapter: LlavaAdapter
+    adapter: Adapter
     pixels: Mapping[str, torch.Tensor]
     width: int
     rows: int

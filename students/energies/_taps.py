@@ -57,3 +57,11 @@ def of_samples(values: Tensor, group: Tensor) -> Tensor:
     """Hand values [G, ...] of groups to their samples: [B, ...], a zero within the graph for those of no group (-1)."""
     nobody = values.new_zeros(1, *values.shape[1:])
     return torch.cat([values, nobody])[group]  # -1 reads the last
+
+
+def token_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the tokens that a group has: [G, n] with [G, n] bool, or None for all -> [G]."""
+    if mask is None:
+        return values.mean(1)
+    there = mask.to(values.dtype)
+    return (values * there).sum(1) / there.sum(1).clamp(min=1)

@@ -16,7 +16,7 @@ from . import _base, _taps, fkl
 TERMS = ("text", "attention", "focused", "vision")
 
 
-def focus(attention: Tensor, mask: Tensor | None, k: int) -> Tensor:
+def focus(attention: Tensor, mask: Tensor | None, k: int, keys: Tensor | None = None) -> Tensor:
     """Number the k vision tokens that a sample's text looks at most.
 
     The keys are vision tokens alone, so no offset for BOS or the prompt is needed (the released code subtracts 1 or 2).
@@ -25,6 +25,7 @@ def focus(attention: Tensor, mask: Tensor | None, k: int) -> Tensor:
         attention: [B, Q, n_v, heads], the teacher's.
         mask: [B, Q] bool, the queries that exist, or None for all.
         k: how many.
+        keys: [B, n_v] bool, the vision tokens that exist, or None for all.
 
     Returns:
         [B, k] int64 in 0 .. n_v-1, by attention summed over queries and averaged over heads, largest first.
@@ -39,7 +40,8 @@ def focus(attention: Tensor, mask: Tensor | None, k: int) -> Tensor:
     weights = wide(attention.detach()).mean(-1)
     if mask is not None:
         weights = weights.masked_fill(~mask[..., None], 0.0)
-    return weights.sum(1).topk(k, -1).indices
+    summed = weights.sum(1)
+    return (summed if keys is None else summed.masked_fill(~keys, -1.0)).topk(k, -1).indices
 
 
 class Energy(_base.Energy):
@@ -91,27 +93,29 @@ class Energy(_base.Energy):
     def terms(self, batch: TokenBatch) -> dict[str, Tensor]:
         """Return the four terms [B], unweighted; 0 where a sample has no image."""
         attention, vision = _taps.tap("align_kd", batch, "attention"), _taps.tap("align_kd", batch, "vision")
-        if vision.student.shape[1] != attention.student.shape[2]:
-            raise UserError(
-                f"energy 'align_kd' got {vision.student.shape[1]} vision tokens and attention to {attention.student.shape[2]}"
-            )
+        single = vision.mask is None  # samples with several images: attention may be to the first of them alone
+        keys, tokens = attention.student.shape[2], vision.student.shape[1]
+        if keys > tokens or (single and keys != tokens):
+            raise UserError(f"energy 'align_kd' got {tokens} vision tokens and attention to {keys}")
         count = len(vision.group)
         with torch.autocast(vision.student.device.type, enabled=False):
             text = sample_mean(self.divergence(batch), batch.sample, count)
             self.logs = dict(self.divergence.logs)
             gaps = _taps.of_samples(_taps.squared_gap(self.project, vision).mean(-1), vision.group)  # [B, n_v]
-            chosen = _taps.of_samples(focus(attention.teacher, attention.mask, self.k), attention.group)
+            there = None if vision.mask is None else _taps.of_samples(vision.mask, vision.group)  # [B, n_v]
+            shown = None if there is None else there[:, :keys]
+            chosen = _taps.of_samples(focus(attention.teacher, attention.mask, self.k, shown), attention.group)
             return {
                 "text": text,
-                "attention": _taps.of_samples(self._attention(attention), attention.group),
+                "attention": _taps.of_samples(self._attention(attention, shown), attention.group),
                 "focused": gaps.gather(1, chosen).mean(1),
-                "vision": gaps.mean(1),
+                "vision": _taps.token_mean(gaps, there),
             }
 
-    def _attention(self, found: Tap) -> Tensor:
-        """Mean over a sample's queries, the vision keys and the student's heads: [G]."""
-        gaps = _taps.squared_gap(self.heads, found).mean((2, 3))
-        if found.mask is None:
-            return gaps.mean(1)
-        there = found.mask.to(gaps.dtype)
-        return (gaps * there).sum(1) / there.sum(1).clamp(min=1)
+    def _attention(self, found: Tap, keys: Tensor | None) -> Tensor:
+        """Mean over a sample's queries, the vision keys (those in ``keys`` [B, n_v]) and the student's heads: [B]."""
+        gaps = _taps.squared_gap(self.heads, found)
+        if keys is None:
+            return _taps.token_mean(gaps.mean((2, 3)), found.mask)
+        there = keys[:, None].to(gaps.dtype)
+        return _taps.token_mean((gaps.mean(3) * there).sum(2) / there.sum(2).clamp(min=1), found.mask)

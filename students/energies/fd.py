@@ -34,7 +34,9 @@ class Energy(_base.Energy):
         """Return [B], 0 for samples without an image (see :meth:`present`)."""
         vision = _taps.tap("fd", batch, "vision")
         with torch.autocast(vision.student.device.type, enabled=False):
-            return _taps.of_samples(_taps.squared_gap(self.project, vision).mean((1, 2)), vision.group)
+            gaps = _taps.squared_gap(self.project, vision)
+            means = gaps.mean((1, 2)) if vision.mask is None else _taps.token_mean(gaps.mean(2), vision.mask)
+            return _taps.of_samples(means, vision.group)
 
     def present(self, batch: TokenBatch) -> Tensor:
         """[B] bool: the samples that show an image."""

@@ -86,8 +86,10 @@ class Energy(_base.Energy):
             nothing = batch.labels.new_zeros(len(flat))
             spans = self.divergence(TokenBatch(flat, teacher.reshape(-1, vocabulary), nothing, nothing))
             self.logs = {name: count + self.divergence.logs[name] for name, count in logs.items()}
+            if found.mask is not None:  # rows of zeros relate to nothing
+                student, teacher = (z.masked_fill(~found.mask[..., None], 0.0) for z in (student, teacher))
             return {
                 "response": response,
-                "vision": _taps.of_samples(spans.reshape(images, tokens).mean(1), found.group),
+                "vision": _taps.of_samples(_taps.token_mean(spans.reshape(images, tokens), found.mask), found.group),
                 "relation": _taps.of_samples(relation(student, teacher), found.group),
             }

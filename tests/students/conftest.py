@@ -75,6 +75,7 @@ def train(folders, data, encoded, signal, tmp_path):
     from students.recipe import parse
 
     given = {"base": folders / "base", "data": data, "encoded": encoded, "signal": signal, "teacher": folders / "teacher"}
+    given["blind"] = None
 
     def run(recipe, name=None, **changes):
         inputs = {f.name: changes.pop(f.name, given[f.name]) for f in fields(distil.Inputs)}

@@ -1,0 +1,286 @@
+"""One training, step by step: forward passes, losses, weights, optimisers, records."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from harness.base import remove, write_json
+from students import checkpoint, energies, inputs, models, taps, weightings
+from students.dynamics import Recorder, Step
+from students.features import Features, Seen
+from students.feed import Members, Part
+from students.learning import Learning
+from students.losses import ChannelLosses, GradientNorms, Losses
+from students.optimise import Optimiser
+from students.options import DistilOptions
+from students.recipe import Recipe, Variant
+from students.shortage import Load
+
+if TYPE_CHECKING:
+    from students.data.pack import Batch
+    from students.inputs import Inputs, StreamInputs
+    from students.voice import Said
+    from students.weightings._base import Weighted
+
+Device = Literal["cpu", "cuda"]
+#: Logits kept, over the steps that wait for a flush, to be looked at if one of them is not finite.
+EVIDENCE_LIMIT = 16_000_000
+
+
+@dataclass
+class Passed:
+    """One micro-batch after its forward pass; ``batch`` is on the device."""
+
+    part: Part
+    batch: Batch
+    hidden: Tensor
+    logits: Tensor
+    said: Said | None
+    losses: ChannelLosses
+
+
+class Training:
+    """The state of one run of :func:`students.distil.distil`; the arguments are the same."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: DistilOptions,
+        given: Inputs | StreamInputs,
+        seed: int,
+        out: Path,
+        device: Device,
+        variant: Variant,
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        self.recipe, self.options, self.out, self.variant, self.seed = recipe, options, out, variant, seed
+        AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and keeps the first device and precision
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=options.precision)
+        where = self.accelerator.device
+        self.adapter = models.load(given.base, str(where))
+        self.learning = Learning(self.adapter, options, seed)
+        self.wanted = frozenset().union(*(energies.needs(c) for c in recipe.energies)) & taps.NAMES
+        name = recipe.weighting or "fixed"
+        read = weightings.features(name, variant.weighting)
+        self.feed, self.voice = inputs.opened(given, recipe, variant, options, seed, self.adapter, self.wanted, read, where)
+        vocabulary = inputs.common_vocabulary(self.adapter, self.voice)
+        teacher = self.voice.adapter if self.voice else None
+        widths = taps.widths(self.wanted, self.adapter, teacher) if teacher else {}
+        # generators of their own, so that no loss or weighting moves anything else's random numbers
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.losses = Losses(recipe, variant, widths, vocabulary).to(where)
+        self.features = Features(read, self.adapter, self.voice, self.feed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.weighting = weightings.build(name, recipe.channels, self.features.width or None, **variant.weighting).to(where)
+        for channel in recipe.energies:
+            self.weighting.accept(channel, self.losses.energy(channel).zero_at_match, self.losses.energy(channel).bounds)
+        self._optimisers()
+        self.load = Load()
+        self.recorder = Recorder(out, recipe.channels, self.feed, options.betas_every)
+        self.counts: Counter[str] = Counter()
+        self.adapter.model.train()
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps the training takes."""
+        return self.feed.steps
+
+    def _optimisers(self) -> None:
+        """Make the student's optimiser, the energies' AdamW under the same schedule, and the weighting's at a constant rate."""
+        options = self.options
+        self.optimiser = Optimiser.of(options, self.adapter, self.steps)
+        groups = [
+            {"params": list(energy.parameters()), "lr": options.lr * energy.rate}
+            for energy in map(self.losses.energy, self.recipe.energies)
+            if any(True for _ in energy.parameters())
+        ]
+        if groups:
+            self.optimiser.add(torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0))
+        learned, multiple = list(self.weighting.parameters()), self.weighting.lr_multiple
+        rate = options.weighting_lr * self.weighting.rate if multiple is None else options.lr * multiple
+        self.weighting_lr = rate if learned else 0.0
+        self.weighting_optimiser = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.0) if learned else None
+
+    def close(self) -> None:
+        """Let go of what reads ahead."""
+        self.feed.close()
+
+    def micro(self, members: Members) -> list[Members]:
+        """Cut a step's rows into micro-batches."""
+        width = self.options.micro_rows or len(members)
+        return [members[start : start + width] for start in range(0, len(members), width)]
+
+    def asks(self, number: int) -> bool:
+        """Say whether step ``number`` uses what the teacher says about its tokens."""
+        return bool(self.recipe.energies or self.features.names or number in (1, self.steps))
+
+    def step(self, number: int, members: Members) -> None:
+        """Take one optimiser step on rows of sample numbers; nothing is read back from the device."""
+        started = time.perf_counter()
+        self.load.step = number
+        needs = self.weighting.needs
+        if number == 1 and "losses" in needs:
+            self.weighting.on_optimiser_step(0, self._evaluate(members))
+        micro = self.micro(members)
+        total = sum(map(len, members))
+        lr = self.optimiser.lr
+        parts, outs = [], []
+        gradients = GradientNorms(self.recipe.channels, self.adapter) if "gradient_norms" in needs else None
+        for rows in micro:
+            part = self._forward(number, rows)
+            self.counts.update(part.part.counts)
+            seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said)
+            out = self.weighting(part.losses.by_channel, features=self.features(seen), mask=part.losses.mask)
+            if gradients is not None:
+                gradients.add(part.losses, total)
+            self.accelerator.backward(out.total * (len(part.batch.indices) / total))
+            parts.append(self._detached(number, part, len(micro)))
+            outs.append(out)
+        norm = torch.nn.utils.clip_grad_norm_(self.optimiser.parameters, self.options.clip)
+        if gradients is not None:
+            self.weighting.after_backward(gradients.norms())
+        self.optimiser.step()
+        if self.weighting_optimiser is not None:
+            self.weighting_optimiser.step()
+            self.weighting_optimiser.zero_grad(set_to_none=True)
+        if "losses" in needs:
+            self.weighting.on_optimiser_step(number, _joined([part.losses for part in parts]))
+        if "second_forward" in needs:
+            self.weighting.after_step(self._evaluate(members))
+        self.losses.on_optimiser_step(number, self.steps)  # last, so that before and after are the same losses
+        self._record(number, parts, outs, norm, lr, started)
+
+    def _forward(self, number: int, rows: Members) -> Passed:
+        """Run the student on rows, and compare it with the teacher."""
+        part = self.feed.part(rows)
+        self.load.rows, self.load.longest = len(rows), part.longest
+        batch = part.batch.to(self.accelerator.device)
+        with self.accelerator.autocast():
+            hidden, mine = self.adapter.observe(batch, self.wanted)
+            logits = self.adapter.head(self.adapter.supervised(hidden, batch))
+        said = None
+        if self.voice is not None and self.asks(number):
+            said = self.voice.hear(part, batch, mine, number > 0 and self.recorder.keeps(number), self.features.states)
+        teacher, paired = (said.logits, said.taps) if said else (None, None)
+        losses = self.losses(logits, batch.labels, batch.sample, len(batch.indices), teacher, paired)
+        return Passed(part, batch, hidden, logits, said, losses)
+
+    @torch.no_grad()
+    def _evaluate(self, members: Members) -> dict[str, Tensor]:
+        """Losses {channel: [samples that have it]} of a step's rows as the student stands, without touching any state."""
+        self.losses.eval()
+        self.adapter.model.eval()
+        found = [self._forward(0, rows).losses for rows in self.micro(members)]
+        self.adapter.model.train()
+        self.losses.train()
+        return _joined(found)
+
+    def _detached(self, number: int, passed: Passed, parts: int) -> Passed:
+        """Let go of the graph, of hidden states and taps, and of logits that nobody will look at."""
+        losses = ChannelLosses({c: v.detach() for c, v in passed.losses.by_channel.items()}, passed.losses.mask)
+        small = passed.logits.numel() * parts * self.options.flush_every <= EVIDENCE_LIMIT
+        keep = small or number in (1, self.steps)  # those two steps' logits become histograms
+        logits, said = passed.logits.detach(), passed.said
+        if said is not None:
+            teacher = said.logits if keep else said.logits[:0]
+            said = replace(said, logits=teacher, prompt=None, vision=None, seen=None, taps=None)
+        return replace(
+            passed, hidden=passed.hidden[:0].detach(), logits=logits if keep else logits[:0], said=said, losses=losses
+        )
+
+    def _record(self, number: int, parts: list[Passed], outs: list[Weighted], norm: Tensor, lr: float, started: float) -> None:
+        """Hand one step to the recorder, its micro-batches joined."""
+        channels = self.recipe.channels
+        sizes = torch.tensor([len(p.batch.indices) for p in parts], dtype=torch.float32)
+        shares = (sizes / sizes.sum()).to(norm.device)
+        logits = torch.cat([p.logits for p in parts])
+        said = [p.said.logits for p in parts if p.said is not None]
+        kept = {"student": logits} | ({"teacher": torch.cat(said)} if said else {})
+        for when, at in (("early", 1), ("late", self.steps)):
+            if number == at:
+                self.recorder.snapshot(when, number, **kept)
+        evidence = {"labels": torch.cat([p.batch.labels for p in parts])}
+        evidence |= {f"{owner}_logits": values for owner, values in kept.items()}
+        self.recorder.add(
+            Step(
+                step=number,
+                indices=tuple(k for p in parts for k in p.batch.indices),
+                ids=tuple(i for p in parts for i in p.part.ids),
+                noisy=tuple(n for p in parts for n in p.part.noisy),
+                losses=_table([p.losses.by_channel for p in parts], channels),
+                weights=_table([out.weights for out in outs], channels),
+                present=_table([p.losses.presence() for p in parts], channels),
+                scalars=torch.stack([
+                    (shares * torch.stack([out.regulariser for out in outs])).sum(),
+                    (shares * torch.stack([out.total.detach() for out in outs])).sum(),
+                    norm.detach(),
+                ]).float(),
+                lr=lr,
+                weighting_lr=self.weighting_lr,
+                tokens=len(evidence["labels"]),
+                seconds=time.perf_counter() - started,
+                evidence=evidence,
+                teacher=self._heard(parts),
+            )
+        )  # fmt: skip
+
+    def _heard(self, parts: list[Passed]) -> Tensor | None:
+        """Return the teacher's [2, B] entropy and correctness, where it said something of every micro-batch."""
+        columns = []
+        for p in parts:
+            if p.said is not None:
+                known: tuple[Tensor, Tensor | None] | None = (p.said.entropy, p.said.correct)
+            else:
+                known = self.voice.facts(p.part) if self.voice is not None else None
+            if known is None:
+                return None
+            entropy, correct = known
+            # unknown only at steps whose betas are not recorded, where nobody reads it
+            right = torch.zeros_like(entropy) if correct is None else correct.float()
+            columns.append(torch.stack([entropy.float(), right]))
+        return torch.cat(columns, 1)
+
+    def save(self) -> None:
+        """Write the checkpoint, what learned beside it, and the records; everything in them was checked to be finite."""
+        self.adapter.model.eval()
+        remove(self.out / "student")  # an earlier attempt may have been stopped while it wrote this
+        broken = [name for name, p in self.adapter.trainable() if not bool(p.isfinite().all())]
+        if broken:
+            raise FloatingPointError(f"after step {self.steps} weights are not finite: {', '.join(broken[:3])}")
+        record = self.learning.save(self.out)
+        facts = {
+            "options": self.variant.weighting,
+            "d": getattr(self.weighting, "d", None),
+            "feature_dim": self.weighting.feature_dim,
+            "needs": sorted(self.weighting.needs),
+            "lr": self.weighting_lr,
+            "betas": self.recorder.final,
+            "logs": {name: int(count) for name, count in self.losses.logs.items()},
+        }
+        checkpoint.save_weighting(self.weighting, self.recipe.weighting or "fixed", facts, self.out)
+        checkpoint.save_energies(self.losses, self.out)
+        self.recorder.finish()
+        write_json(self.out / "training.json", {"steps": self.steps, **self.feed.totals(self.counts), **record})
+
+
+def _joined(parts: Sequence[ChannelLosses]) -> dict[str, Tensor]:
+    """Return the losses of a step's micro-batches as one: {channel: [samples that have it]}."""
+    present = [part.present() for part in parts]
+    return {channel: torch.cat([p[channel] for p in present]) for channel in present[0]}
+
+
+def _table(parts: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) -> Tensor:
+    """Return [K, B] float32 from {channel: [micro-batch]} of each micro-batch."""
+    return torch.stack([torch.cat([part[c].detach() for part in parts]) for c in channels]).float()

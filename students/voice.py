@@ -1,0 +1,156 @@
+"""The teacher as a training hears it: cached or live, packed or streamed, all look alike."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.base import UserError
+from students import taps
+from students.batch import Tap, sample_mean, wide
+
+if TYPE_CHECKING:
+    from students.data.pack import Batch, Encoded
+    from students.data.samples import TrainingSet
+    from students.feed import Part
+    from students.models._base import Adapter
+    from students.teachers import TeacherSignal
+
+
+@dataclass
+class Said:
+    """What the teacher says about the B samples and N supervised tokens of a micro-batch; without gradient.
+
+    Attributes:
+        logits: [N, V], V the real vocabulary, aligned with the student's by (sample, n-th supervised token).
+        entropy: [B] float32, nats, mean over a sample's tokens.
+        correct: [B] bool, whether the greedy reply is the clean one; None where nobody asked to record it.
+        prompt: [B, H] state at the last prompt position, on request.
+        vision: [B, H] mean projected vision token of what the teacher was shown, on request; 0 where ``seen`` is False.
+        seen: [B] bool, whether it was shown an image; beside ``vision``.
+        taps: student's and teacher's features by name, on request.
+    """
+
+    logits: Tensor
+    entropy: Tensor
+    correct: Tensor | None
+    prompt: Tensor | None = None
+    vision: Tensor | None = None
+    seen: Tensor | None = None
+    taps: dict[str, Tap] | None = None
+
+
+class Voice(abc.ABC):
+    """A teacher.
+
+    Attributes:
+        vocabulary: the V tokens that logits are for, in order.
+        width: H of its prompt states and vision tokens.
+        adapter: the model beside the student, where there is one.
+        passes: samples that it looked at for this student alone, repeats counted.
+        shared: samples that it looked at once for all students.
+    """
+
+    vocabulary: tuple[str, ...]
+    vocabulary_size: int
+    width: int
+    adapter: Adapter | None = None
+    passes: int = 0
+    shared: int = 0
+
+    @abc.abstractmethod
+    def hear(self, part: Part, batch: Batch, student: Mapping[str, Tensor], record: bool, states: bool) -> Said:
+        """Ask about a micro-batch.
+
+        Args:
+            part: the micro-batch, on the host.
+            batch: its batch, on the device.
+            student: the student's taps of it, by name, as its adapter observes them; the teacher's are paired with them.
+            record: whether ``correct`` is needed.
+            states: whether ``prompt``, ``vision`` and ``seen`` are.
+        """
+
+    def facts(self, part: Part) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002 - a cached one reads it
+        """Return entropy and correctness [B] where they are known without asking, else None."""
+        return None
+
+
+class CachedVoice(Voice):
+    """A signal that was computed once for all students, with a live teacher for taps where an energy reads them.
+
+    Args:
+        signal: the cached signal.
+        data, encoded: the samples and their tokens.
+        live: for taps, or None where nobody reads any.
+        device: where answers go.
+
+    Raises:
+        UserError: when the signal was made for other samples.
+    """
+
+    def __init__(
+        self,
+        signal: TeacherSignal,
+        data: TrainingSet,
+        encoded: Encoded,
+        live: taps.LiveTeacher | None,
+        device: torch.device,
+    ) -> None:
+        if signal.ids != tuple(s.id for s in data):
+            raise UserError("the teacher signal was made for other samples, or another order of them; remake it")
+        self.signal, self.data, self.encoded, self.live, self.device = signal, data, encoded, live, device
+        self.vocabulary, self.width, self.shared = signal.vocabulary, int(signal.prompt.shape[1]), len(signal.ids)
+        self.vocabulary_size = signal.vocabulary_size
+        self.adapter = live.adapter if live else None
+
+    def hear(
+        self,
+        part: Part,
+        batch: Batch,
+        student: Mapping[str, Tensor],
+        record: bool,  # noqa: ARG002 - the signal knows
+        states: bool,
+    ) -> Said:
+        """Look the samples up; see :meth:`Voice.hear`.
+
+        Raises:
+            UserError: when the signal was made for another reply of some of them.
+        """
+        signal, indices = self.signal, part.batch.indices
+        if not np.array_equal(signal.labels(indices), part.batch.labels.numpy()):
+            wrong = [self.data.samples[k].id for k in indices if list(signal.labels([k])) != list(self.encoded.answers[k])]
+            raise UserError(f"the teacher signal was made for another reply of sample(s) {', '.join(wrong[:5])}; remake it")
+        entropy, correct = self.facts(part)
+        said = Said(signal.logits(indices).to(self.device, non_blocking=True), entropy, correct)
+        if states:
+            said.prompt, said.vision = signal.prompt_state(indices), signal.vision(indices)
+            said.seen = torch.as_tensor(signal.seen[list(indices)])
+        if self.live is not None:
+            wanted = taps.NAMES & student.keys()
+            said.taps = taps.pair(student, self.live.observe(part.members, wanted), batch)
+            self.passes += len(indices)
+        return said
+
+    def facts(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Entropy and correctness as they were cached."""
+        indices = list(part.batch.indices)
+        return torch.as_tensor(self.signal.entropy[indices]), torch.as_tensor(self.signal.correct[indices])
+
+
+def entropy_of(logits: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Mean entropy in nats of each sample's tokens, [N, V] -> [B] float32; a banned (-inf) token adds nothing."""
+    log_p = wide(logits).log_softmax(-1)
+    each = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
+    return sample_mean(each, sample, count).float()
+
+
+def greedy(logits: Tensor, labels: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Whether the most probable tokens [N, V] of each sample are its labels: [B] bool."""
+    wrong = (logits.argmax(-1) != labels).float()
+    return wrong.new_zeros(count).index_add(0, sample, wrong) == 0
