@@ -14,8 +14,8 @@ from harness.config import Evaluation, Models, Preset, load_recipe
 from harness.plan import Stage, survey
 from harness.real import Requires
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
-from harness.stages import collect, data, evaluate
-from harness.training_plan import TrainingPlan, corpus_folder
+from harness.stages import collect, corpus, data, evaluate
+from harness.training_plan import TrainingPlan
 
 __all__ = ["Blueprint", "Cell", "cells", "student_folder", "widened"]
 
@@ -219,7 +219,7 @@ class Blueprint:
         dynamics = [f"{student_folder(name, seed)}/{file}" for name, seed in self.students for file in collect.DYNAMICS]
         words = [f"{cell.stem}{evaluate.WORDS}" for cell in self.cells]
         trained: tuple[str, ...] = ("data",) if self.preset.training is not None else ()
-        trained += tuple(f"{corpus_folder(name)}/corpus.json" for name in self.training.corpora)
+        trained += tuple(f"{corpus.target(name)}/corpus.json" for name in self.training.corpora)
         self._add(
             Stage(
                 id="report",

@@ -319,18 +319,6 @@ def is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None and not _resolve(source).exists()
 
 
-def fetch(models: Models) -> None:
-    """Make sure that the external models are there, and download those that are the hub's and not yet on this machine.
-
-    Raises:
-        UserError: when one cannot be had.
-    """
-    for source in models.external.values():
-        if is_hub_id(source):
-            hub.fetch(source)
-        model_path(source)
-
-
 def model_path(source: str) -> Path:
     """Resolve where a given model lies: ``package:students/...``, a path, or a Hugging Face id whose files were fetched.
 

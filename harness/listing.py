@@ -65,14 +65,17 @@ def show_protocols(console: Console, title: str = "Protocols (--protocol)", mine
     _section(console, "Derived scores", ((each.name, f"{each.title}: {each.description}") for each in scores))
 
 
-def show_plan(console: Console, stages: Sequence[Stage], done: set[str], workers: int) -> None:
-    """Print every stage, done or to do, and an estimate of the time."""
+def show_plan(console: Console, stages: Sequence[Stage], done: set[str], workers: int, timed: bool = True) -> None:
+    """Print every stage, done or to do, and an estimate of the time unless it is not to be ``timed``."""
     for stage in stages:
         word = "done " if stage.id in done else "to do"
         console.print(f"{word}  {stage.label}", highlight=False, markup=False, soft_wrap=True)
     todo = [s for s in stages if s.id not in done]
     if not todo:
         console.print(f"nothing to do: {len(stages)} stages up to date")
+        return
+    if not timed:
+        console.print(f"{len(todo)} of {len(stages)} stages to do", highlight=False)
         return
     estimate = duration(estimated_seconds(stages, done, workers))
     console.print(f"{len(todo)} of {len(stages)} stages to do, about {estimate} with {workers} worker(s)", highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,6 +49,8 @@ DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="A folder with the published data sets (docs/data_root.md).")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Reach no network, not even for models and data that are named.")]
+Live = Annotated[bool, typer.Option("--live-teacher", help="Run the teacher beside each student; cache no signal.")]
+Skip = Annotated[int, typer.Option("--skip-unreadable", min=0, help="Leave out the rows of up to N unreadable images.")]
 Retrain = Annotated[bool, typer.Option("--retrain-teacher", help="Make tower, teacher and base on this machine first.")]
 
 
@@ -69,9 +70,11 @@ def run(
     model: ModelList = None,
     data_root: DataRoot = None,
     no_network: Offline = False,
+    live_teacher: Live = False,
+    skip_unreadable: Skip = 0,
 ) -> None:
     """Parse the command line and do what it says."""
-    from harness.config import fetch, load_preset, load_recipe, retrained
+    from harness.config import load_preset, load_recipe, retrained
 
     if no_network:
         offline()
@@ -104,17 +107,21 @@ def run(
     models = selection.models(model or [], retrained(preset) if retrain_teacher else preset.models)
     if not models.names:
         raise UserError(f"preset {preset.name!r} evaluates given models: name one with --model NAME=PATH_OR_ID")
+    if live_teacher:
+        preset = selection.live(preset)
+    if skip_unreadable and not preset.stages:
+        raise UserError(f"--skip-unreadable {skip_unreadable}: preset {preset.name!r} reads no corpus of images")
     models = selection.with_earlier(root, models, cli.console)
-    fetch(models)
-    online = data_root is None and not no_network and selection.on_the_hub(protocols)
-    if not online:
-        offline()
+    online = data_root is None and not no_network and selection.on_the_hub(preset, protocols)
     wanted = cells(chosen, seed_list, protocols, models.names)
     where = None if data_root is None else data_root.expanduser().resolve()
-    session = Session(root, preset, models, limit, wanted, cli.console, where, online)
+    session = Session(root, preset, models, limit, wanted, cli.console, where, online, skip_unreadable)
     if dry_run:
-        session.show()
+        session.show(_resolved(device))
         return
+    session.prepare(_resolved(device), not no_network)
+    if not online:
+        offline()
     given: dict[str, object] = {
         "students": students,
         "tasks": tasks,
@@ -124,6 +131,8 @@ def run(
         "retrain": retrain_teacher,
         "model": model,
         "data_root": None if where is None else str(where),
+        "live_teacher": live_teacher,
+        "skip_unreadable": skip_unreadable,
     }
     overrides = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
     session.run(_resolved(device), overrides, cli.command_line(MODULE, sys.argv[1:]))
@@ -139,6 +148,8 @@ _DEFAULTS: dict[str, object] = {
     "retrain": False,
     "model": None,
     "data_root": None,
+    "live_teacher": False,
+    "skip_unreadable": 0,
 }
 
 
@@ -154,12 +165,9 @@ def _resolved(device: str) -> Literal["cpu", "cuda"]:
 
 
 def _has_gpu() -> bool:
-    """Say whether torch can use a GPU; torch, which takes seconds to import, is asked only where a driver is present."""
-    if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
-        return False
-    import torch
+    from harness.needs import has_gpu  # here, because the import path is put right first (cli.own_packages_first)
 
-    return torch.cuda.is_available()
+    return has_gpu()
 
 
 if __name__ == "__main__":

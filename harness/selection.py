@@ -94,9 +94,23 @@ def protocols(text: str, preset: Preset) -> list[str]:
     return [name for name in dict.fromkeys(order) if name in chosen]
 
 
-def on_the_hub(protocols: Sequence[str]) -> bool:
-    """Say whether any of the protocols has its questions on the hub, and not in this package."""
-    return any(tasks.protocol(name).dataset is not None for name in protocols)
+def on_the_hub(preset: Preset, protocols: Sequence[str]) -> bool:
+    """Say whether any of the protocols, or a corpus of the preset, has its data on the hub, and not in this package."""
+    formats = {preset.corpora[stage.corpus].format for stage in preset.stages}
+    return "scienceqa" in formats or any(tasks.protocol(name).dataset is not None for name in protocols)
+
+
+def live(preset: Preset) -> Preset:
+    """Return the preset with the teacher run beside the students, for ``--live-teacher``; on corpora it always is.
+
+    Raises:
+        UserError: when it trains nothing.
+    """
+    if not preset.trains:
+        raise UserError(f"--live-teacher: preset {preset.name!r} trains nothing")
+    if preset.training is None:
+        return preset
+    return preset.model_copy(update={"training": preset.training.model_copy(update={"live_teacher": True})})
 
 
 def models(texts: Sequence[str], under: Models) -> Models:

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import manifest, plan, progress, store
+from harness import manifest, missing, needs, outlook, plan, progress, store
 from harness.base import read_json
 from harness.blueprint import Blueprint, Cell, widened
 from harness.config import Models, Preset
 from harness.execute import Execution
 from harness.listing import show_plan
+from harness.sources import NOTHING_ABSENT, Absent
 from harness.workers import Settings
 
 #: Stages after which the manifest knows more.
@@ -35,6 +36,7 @@ class Session:
         console: where to speak.
         data_root: the folder with the published data sets, for protocols that read one.
         online: whether they may be fetched from the hub.
+        skip_unreadable: how many images of a corpus may be unreadable.
     """
 
     def __init__(
@@ -47,23 +49,55 @@ class Session:
         console: Console,
         data_root: Path | None = None,
         online: bool = False,
+        skip_unreadable: int = 0,
     ) -> None:
         self.root = root
         self.preset = preset
         self.console = console
         self._models, self._limit, self._wanted, self._data_root = models, limit, wanted, data_root
-        self._online = online
+        self._online, self._skip_unreadable = online, skip_unreadable
 
-    def _plan(self) -> tuple[Blueprint, list[plan.Stage], set[str]]:
-        wanted = widened(self.root, self.preset, self._models, self._limit, self._wanted, self._data_root)
-        blueprint = Blueprint(self.preset, self._models, self._limit, wanted, self._data_root)
+    def _plan(self, absent: Absent = NOTHING_ABSENT) -> tuple[Blueprint, list[plan.Stage], set[str]]:
+        wanted = widened(self.root, *self._given(), self._wanted, self._data_root, absent)
+        blueprint = Blueprint(*self._given(), wanted, self._data_root, absent)
         stages = blueprint.stages()
         return blueprint, stages, plan.survey(self.root, stages)
 
-    def show(self) -> None:
-        """Print what :meth:`run` would do; writes nothing."""
-        _, stages, done = self._plan()
-        show_plan(self.console, stages, done, self.preset.workers)
+    def _given(self) -> tuple[Preset, Models, int | None]:
+        return self.preset, self._models, self._limit
+
+    def show(self, device: Literal["cpu", "cuda"]) -> None:
+        """Print what :meth:`run` would do, and what it lacks; writes nothing, reaches no network."""
+        lost = self.missing()
+        blueprint, stages, done = self._plan(missing.absent(lost))
+        if self.preset.stages or lost:
+            outlook.show(self.console, blueprint, self.root, lost, device)
+        timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
+        show_plan(self.console, stages, done, self.preset.workers, timed)
+
+    def missing(self) -> list[missing.Missing]:
+        """Return what of models and data is not on this machine."""
+        protocols = list(dict.fromkeys(cell.protocol for cell in self._wanted))
+        return missing.find(self.preset, self._models, protocols, self._data_root)
+
+    def prepare(self, device: Literal["cpu", "cuda"], online: bool) -> None:
+        """Refuse what this machine cannot do, then fetch models; nothing is written to the run folder.
+
+        Args:
+            device: where models will run.
+            online: whether the hub may be reached.
+
+        Raises:
+            UserError: for something missing that cannot be fetched, and for too little of a GPU, memory or disk.
+        """
+        lost = self.missing()
+        missing.refuse(lost, online)
+        blueprint = Blueprint(*self._given(), self._wanted, self._data_root, missing.absent(lost))
+        disk = sum(outlook.disk(blueprint, self.root, outlook.sizes(blueprint)).values()) if self.preset.stages else 0.0
+        needs.check(self.preset, device, needs.machine(self.root), disk)
+        if any(each.kind == "model" for each in lost):
+            missing.fetch(self._models)
+            missing.refuse([each for each in self.missing() if each.kind == "model"], online=False)
 
     def run(self, device: Literal["cpu", "cuda"], overrides: Mapping[str, object], command: str) -> None:
         """Do what is not done yet.
@@ -85,7 +119,7 @@ class Session:
 
             record(None)
             self._say(f"{len(stages) - len(done)} of {len(stages)} stages to do in {self.root}")
-            settings = Settings(self.root, device, self.preset.threads, self._online)
+            settings = Settings(self.root, device, self.preset.threads, self._online, self._skip_unreadable)
             with progress.display(self.console, stages, done, self.preset.workers) as watcher:
                 Execution(stages, done, settings, self.preset.workers, watcher, record).run()
             self._conclude(blueprint)

@@ -25,12 +25,11 @@ from harness.config import Preset, Train, load_recipe, load_variant
 from harness.plan import Stage
 from harness.real import Assemble, CorpusSource, TrainingStage
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
-from harness.stages import data, models, student
+from harness.stages import corpus, data, models, student
 from students.options import DistilOptions
 
 #: What of a corpus's source shapes its rows; the rest is for the plan.
 _SHAPING = {"format", "options"}
-_CORPUS_VERSION = 1  # TODO: harness.stages.corpus.STAGE_VERSION
 
 
 class TrainingPlan:
@@ -90,13 +89,13 @@ class TrainingPlan:
             id=f"corpus/{name}",
             kind="corpus",
             run="harness.stages.corpus:index",
-            version=_CORPUS_VERSION,
+            version=corpus.STAGE_VERSION,
             config={
                 "name": name,
                 "source": source.model_dump(mode="json", include=_SHAPING),
                 "protocols": [data.training_facts(each) for each in protocols],
             },
-            targets=(corpus_folder(name),),
+            targets=(corpus.target(name),),
             given=self._corpus_given(name, source),
             places=corpus_places(source, self.data_root),
         )
@@ -220,13 +219,13 @@ class TrainingPlan:
 
     def _streamed(self, label: str, folder: str, name: str, seed: int, stage: TrainingStage, start: str | None) -> Stage:
         """``start``: the folder of the stage before it, or None for the base."""
-        corpus = corpus_folder(stage.corpus)
+        index = corpus.target(stage.corpus)
         if start is None:
             reads, given = self.sources.inputs("base")
             base = self.sources.place("base")
         else:
             reads, given, base = (f"{start}/student",), {}, f"{start}/student"
-        places: Mapping[str, str] = {"base": base, "corpus": corpus}
+        places: Mapping[str, str] = {"base": base, "corpus": index}
         images = corpus_places(self.preset.corpora[stage.corpus], self.data_root).get("images")
         if images is not None:
             places = {**places, "images": images}
@@ -241,16 +240,11 @@ class TrainingPlan:
             version=student.STAGE_VERSION,
             config={**self._facts(name, seed, stage.training), "corpus": stage.corpus, "stage": stage.name},
             targets=(folder,),
-            reads=(corpus, *reads),
+            reads=(index, *reads),
             given=given,
             places=places,
             resumes=stage.training.save_every is not None,
         )
-
-
-def corpus_folder(name: str) -> str:
-    """Return where the index of a corpus lies, relative to the run folder."""
-    return f"corpora/{name}"
 
 
 def corpus_places(source: CorpusSource, data_root: Path | None) -> dict[str, str]:

@@ -21,7 +21,8 @@ def test_shipped_presets_are_whole(name):
     assert [r.name for r in recipes] == list(preset.recipes)  # the canonical spelling, so that folders match
     for protocol in preset.protocols:
         tasks.protocol(protocol)
-    assert len({tasks.protocol(p).benchmark for p in preset.protocols}) == len(preset.protocols)
+    if preset.training is not None:  # rows come from each protocol's own train split, once
+        assert len({tasks.protocol(p).benchmark for p in preset.protocols}) == len(preset.protocols)
 
 
 def test_miniature_has_the_recipes_and_controls_of_the_experiment():

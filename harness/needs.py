@@ -1,0 +1,89 @@
+"""What a preset needs of a machine, and what the machine has: looked at before a run starts, not hours later."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.base import UserError
+from harness.config import Preset
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is.
+
+    Attributes:
+        gpu: name of the first GPU that torch can use, or None.
+        gpu_bytes: its memory.
+        free_gpu_bytes: what of it nobody uses.
+        free_disk_bytes: where the run folder lies, or will lie.
+    """
+
+    gpu: str | None
+    gpu_bytes: int
+    free_gpu_bytes: int
+    free_disk_bytes: int
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        gpu = "no GPU that torch can use"
+        if self.gpu is not None:
+            gpu = f"{self.gpu} with {self.gpu_bytes / GB:.0f} GB, {self.free_gpu_bytes / GB:.0f} GB of them free"
+        return f"{gpu}; {self.free_disk_bytes / GB:.0f} GB of disk free"
+
+
+def has_gpu() -> bool:
+    """Say whether torch can use a GPU; torch, which takes seconds to import, is asked only where a driver is present."""
+    if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def machine(root: Path) -> Machine:
+    """Look at this machine; ``root`` is the run folder, which need not exist yet."""
+    place = root
+    while not place.exists():
+        place = place.parent
+    disk = shutil.disk_usage(place).free
+    if not has_gpu():
+        return Machine(None, 0, 0, disk)
+    import torch
+
+    free, whole = torch.cuda.mem_get_info(0)
+    return Machine(torch.cuda.get_device_name(0), whole, free, disk)
+
+
+def check(preset: Preset, device: str, found: Machine, disk: float) -> None:
+    """Refuse a run that this machine cannot do.
+
+    Args:
+        preset: the experiment.
+        device: ``cpu`` or ``cuda``, as it will run.
+        found: the machine.
+        disk: bytes that the run will write.
+
+    Raises:
+        UserError: naming the preset, what it needs and what was found.
+    """
+    needs = preset.requires
+    if needs.gpu and (device == "cpu" or found.gpu is None):
+        memory = "" if needs.gpu_gb is None else f" with {needs.gpu_gb:.0f} GB of memory"
+        what = "--device cpu was given" if found.gpu is not None else "found: no GPU that torch can use"
+        raise UserError(f"preset {preset.name!r} needs a GPU{memory}; {what} (--dry-run shows the plan without one)")
+    if needs.gpu_gb is not None and found.free_gpu_bytes < needs.gpu_gb * GB:
+        raise UserError(
+            f"preset {preset.name!r} needs a GPU with {needs.gpu_gb:.0f} GB of free memory; found: {found.text}. Smaller"
+            " micro_rows, or lora, need less: see --dry-run, and a preset of your own that extends this one"
+        )
+    if found.free_disk_bytes < disk:
+        raise UserError(
+            f"preset {preset.name!r} will write about {disk / GB:.0f} GB; found: {found.free_disk_bytes / GB:.0f} GB of disk"
+            " free. Name another place with --out, or fewer --students"
+        )
