@@ -96,7 +96,7 @@ class NothingToLearn(UserError):
     def __init__(self, id: str, limit: int, prompt: int) -> None:
         super().__init__(
             f"row {id!r} has {prompt} tokens before its first reply, so a limit of {limit} leaves nothing to learn;"
-            " allow more with max_length, or let such rows be left out and counted with overlong: skip"
+            " allow more with max_length, or let other rows take the place of such, counted, with overlong: replace"
         )
         self.id = id
 

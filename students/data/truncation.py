@@ -1,114 +1,119 @@
-"""What a length limit cuts off: counted, reported, and never all of a row without a word.
+"""What a length limit cuts off: counted, and never all of a row without a word.
 
 LLaVA cuts rows at ``model_max_length`` and says nothing: a row whose prompt alone is that long is a row with no labels. Here
-such a row stops the training and is named, unless it may be left out (``overlong: skip``); then it is counted.
+such a row stops the training and is named, or, under ``overlong: replace``, the next row of its kind (with or without images)
+takes its place, and it is counted and named. So a step always has all of its rows, and which rows they are depends on nothing
+but the order: neither on what was read before, nor on what is read ahead.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.base import UserError
 from students.data.conversations import NothingToLearn
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from students.data.conversations import Conversation, Corpus, Reader, Row
 
-    from students.data.conversations import Conversation, Reader, Row
-
-Overlong = Literal["stop", "skip"]
-#: Ids that are kept to be named.
-_NAMED = 5
+Overlong = Literal["stop", "replace"]
+#: So many overlong rows one after another mean that the limit is wrong, not the rows.
+_PATIENCE = 64
 
 
-@dataclass
-class Truncation:
-    """Counts over the rows that a training read; a row read in two epochs counts twice.
+@dataclass(frozen=True)
+class Taken:
+    """A row as it is trained on.
 
     Attributes:
-        overlong: what happens to a row of which the limit leaves nothing to learn: ``stop`` or ``skip``.
-        rows: rows read, those left out included.
-        tokens: supervised tokens that were kept.
-        cut_rows: rows that lost supervised tokens and kept some.
-        cut_tokens: supervised tokens that those rows lost.
-        skipped_rows: rows left out, of which nothing was left to learn.
-        skipped: the first ones' ids.
+        index: its number in the corpus: the one asked for, or that of the row which took its place.
+        conversation: the row itself.
+        pictures: its images, uint8 [H, W, 3] each.
+        row: its tokens.
+        replaced: ids of the rows in whose place it stands.
     """
 
-    overlong: Overlong = "stop"
-    rows: int = 0
-    tokens: int = 0
-    cut_rows: int = 0
-    cut_tokens: int = 0
-    skipped_rows: int = 0
-    skipped: list[str] = field(default_factory=list)
+    index: int
+    conversation: Conversation
+    pictures: list[NDArray[np.uint8]]
+    row: Row
+    replaced: tuple[str, ...] = ()
 
-    def read(
-        self, reader: Reader, conversation: Conversation, pictures: list[NDArray[np.uint8]], limit: int | None
-    ) -> Row | None:
-        """Tokenise a conversation and count what was cut.
 
-        Returns:
-            The row, or None for one that is left out.
+def take(corpus: Corpus, reader: Reader, index: int, limit: int | None, overlong: Overlong = "stop") -> Taken:
+    """Read and tokenise a row of a corpus, or the one that takes its place.
 
-        Raises:
-            NothingToLearn: for a row of which the limit leaves nothing to learn, under ``overlong: stop``.
-            UserError: see :meth:`students.data.conversations.Reader.row`.
-        """
+    Args:
+        corpus: the rows.
+        reader: the student's adapter.
+        index: of the row.
+        limit: most tokens of a row; None: no limit.
+        overlong: what happens to a row of which the limit leaves nothing to learn.
+
+    Raises:
+        NothingToLearn: for such a row, under ``stop``.
+        UserError: where the next rows are no better; and see :meth:`students.data.conversations.Reader.row`.
+        UnreadableImage: naming the file.
+    """
+    replaced: list[str] = []
+    place, shown = index, bool(corpus.shows[index])
+    while True:
+        conversation = corpus[place]
+        pictures = [corpus.picture(key) for key in conversation.images]
         try:
             row = reader.row(conversation, pictures, limit)
-        except NothingToLearn:
-            if self.overlong == "stop":
+        except NothingToLearn as error:
+            if overlong == "stop":
                 raise
-            self.rows += 1
-            self.skipped_rows += 1
-            if len(self.skipped) < _NAMED:
-                self.skipped.append(conversation.id)
-            return None
-        kept = int(row.supervised.sum())
-        if kept == 0:  # a reader that forgets its contract would train on nothing
+            replaced.append(conversation.id)
+            if len(replaced) == _PATIENCE:
+                raise UserError(f"{_PATIENCE} rows in a row are too long for max_length {limit}; the last: {error}") from error
+            place = _next(corpus, place, shown)
+            continue
+        if not row.supervised.any():  # a reader that forgets its contract would train on nothing
             raise RuntimeError(f"row {conversation.id!r} came back without supervised tokens")
-        self.rows += 1
-        self.tokens += kept
-        self.cut_rows += row.cut > 0
-        self.cut_tokens += row.cut
-        return row
+        return Taken(place, conversation, pictures, row, tuple(replaced))
 
-    def facts(self) -> dict[str, Any]:
-        """Return the counts as JSON-able values, for the report and for a resume point; see :meth:`of`."""
-        return {
-            "overlong": self.overlong,
-            "rows": self.rows,
-            "supervised_tokens": self.tokens,
-            "cut_rows": self.cut_rows,
-            "cut_supervised_tokens": self.cut_tokens,
-            "skipped_rows": self.skipped_rows,
-            "first_skipped": list(self.skipped),
-        }
 
-    @classmethod
-    def of(cls, facts: dict[str, Any]) -> Truncation:
-        """Return the accumulator that :meth:`facts` describes.
+def _next(corpus: Corpus, place: int, shown: bool) -> int:
+    """Return the next row, after the last the first, that shows images, or that shows none."""
+    for step in range(1, len(corpus) + 1):
+        found = (place + step) % len(corpus)
+        if bool(corpus.shows[found]) == shown:
+            return found
+    raise RuntimeError("a row is of its own kind")
 
-        Raises:
-            UserError: for facts that are not complete.
-        """
-        try:
-            return cls(
-                facts["overlong"], facts["rows"], facts["supervised_tokens"], facts["cut_rows"], facts["cut_supervised_tokens"],
-                facts["skipped_rows"], list(facts["first_skipped"]),
-            )  # fmt: skip
-        except KeyError as error:
-            raise UserError(f"counts of cut rows lack {error}") from error
 
-    def line(self) -> str:
-        """Return one sentence for people; empty where nothing was cut."""
-        said = []
-        if self.cut_rows:
-            share = 100 * self.cut_tokens / (self.tokens + self.cut_tokens)
-            said.append(f"{self.cut_rows:,} of {self.rows:,} rows lost {self.cut_tokens:,} supervised tokens ({share:.2g} %)")
-        if self.skipped_rows:
-            said.append(f"{self.skipped_rows:,} had nothing left to learn and were left out, first {', '.join(self.skipped)}")
-        return "; ".join(said)
+def counts(taken: Sequence[Taken]) -> dict[str, int]:
+    """Return sums over rows, which may be summed over batches and steps.
+
+    ``rows``; ``images``; ``text_only_rows``; ``supervised_tokens`` that are learned from; ``cut_rows`` that lost supervised
+    tokens, and how many, ``cut_tokens``; ``replaced_rows`` that had nothing left to learn.
+    """
+    return {
+        "rows": len(taken),
+        "images": sum(each.row.pictures for each in taken),
+        "text_only_rows": sum(each.row.pictures == 0 for each in taken),
+        "supervised_tokens": sum(int(each.row.supervised.sum()) for each in taken),
+        "cut_rows": sum(each.row.cut > 0 for each in taken),
+        "cut_tokens": sum(each.row.cut for each in taken),
+        "replaced_rows": sum(len(each.replaced) for each in taken),
+    }
+
+
+def line(total: Mapping[str, int]) -> str:
+    """Say what sums of :func:`counts` mean, in one line for people; empty where nothing was cut."""
+    said = []
+    if total["cut_rows"]:
+        share = 100 * total["cut_tokens"] / (total["supervised_tokens"] + total["cut_tokens"])
+        said.append(
+            f"{total['cut_rows']:,} of {total['rows']:,} rows lost {total['cut_tokens']:,} supervised tokens ({share:.2g} %)"
+        )
+    if total["replaced_rows"]:
+        said.append(f"{total['replaced_rows']:,} rows had nothing left to learn, and the next of their kind took their place")
+    return "; ".join(said)
