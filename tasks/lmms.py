@@ -8,6 +8,8 @@ variants differ by up to 0.03 in normalised pixels.
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,18 @@ _Shown = Callable[[int], list[_Picture]]
 def verify(folder: str | Path) -> Path:
     """Return ``folder`` if it holds a whole checkpoint: configuration, and weight files that open.
 
+    Pickles (pytorch_model.bin, as some checkpoints are published) are taken only where there are no safetensors, and opened
+    without running what is in them.
+
     Raises:
-        UserError: naming the file that is missing, truncated or damaged.
+        UserError: naming the file that is missing, truncated or damaged, or that has code in it.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder / 'config.json'} is missing: {folder} is not a Hugging Face checkpoint folder")
-    weights = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
+    weights, index = sorted(folder.glob("*.safetensors")), folder / "model.safetensors.index.json"
+    if not weights and not index.is_file():
+        weights, index = sorted(folder.glob("pytorch_model*.bin")), folder / "pytorch_model.bin.index.json"
     if index.is_file():
         try:
             listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -50,15 +56,35 @@ def verify(folder: str | Path) -> Path:
         absent = sorted(listed - {path.name for path in weights})
         if absent:
             raise UserError(f"{folder / absent[0]} is missing, but {index.name} lists it")
+    elif weights and weights[0].suffix == ".bin" and weights[0].name != "pytorch_model.bin":
+        raise UserError(f"{index} is missing: {folder} holds parts of a model, and nothing says which parts there are")
     if not weights:
         raise UserError(f"{folder / 'model.safetensors'} is missing: the checkpoint has no weights")
     for path in weights:
+        _open(path)
+    return folder
+
+
+def _open(path: Path) -> None:
+    """Open a weight file without reading its weights."""
+    if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt"):
-                pass
+                return
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is truncated or damaged ({error})") from error
-    return folder
+    try:
+        torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is a pickle with code in it, which is never run; get the weights as safetensors ({_reason(error)})"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
@@ -71,13 +97,12 @@ def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
     library.utils.logging.disable_progress_bar()  # one bar per student would tear the command's own
     try:
         model, report = library.AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, weights_only=True
         )
         processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
         raise UserError(
-            f"{folder} cannot be loaded as an image-text-to-text checkpoint ({type(error).__name__}: {reason})"
+            f"{folder} cannot be loaded as an image-text-to-text checkpoint ({type(error).__name__}: {_reason(error)})"
         ) from error
     finally:
         if bars:
@@ -105,7 +130,8 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         """Load a checkpoint.
 
         Args:
-            folder: Hugging Face folder (safetensors, config, processor with a chat template).
+            folder: Hugging Face folder (config, weights, processor with a chat template). Families that transformers does not
+                know must have been registered with its Auto classes.
             batch_size: most prompts in one forward pass.
             device: where to run.
             dtype: of the weights; float32 for reproducible scores on CPU.

@@ -99,7 +99,10 @@ def squeeze(model: CheckpointModel) -> int | None:
 
 def _model(context: Context) -> CheckpointModel:
     """Load the checkpoint once for all protocols of this job."""
+    from students import models
     from tasks.lmms import CheckpointModel
+
+    models.register()
 
     memory = context.memory
     memory["progress"] = context.progress  # the model outlives the stage, its progress must not
