@@ -232,11 +232,14 @@ class Adapter(abc.ABC):
         Raises:
             UserError: for an attention class that is not known, or images of variable numbers of tokens.
         """
-        embeds = self.model.get_input_embeddings()(batch.input_ids)
-        if len(vision):
-            places = (batch.input_ids == self.image_token)[..., None]
-            embeds = embeds.masked_scatter(places, vision.to(embeds.dtype))
-        return first_attention(self.language, embeds, batch, self._columns(batch))
+        return first_attention(self.language, self.embed(batch.input_ids, vision), batch, self._columns(batch))
+
+    def embed(self, ids: Tensor, vision: Tensor) -> Tensor:
+        """Return what enters the first layer [R, L, H]: embeddings of ids [R, L], vision tokens [I, n_v, H] in their places."""
+        embeds = torch.as_tensor(self.model.get_input_embeddings()(ids))
+        if not len(vision):
+            return embeds
+        return embeds.masked_scatter((ids == self.image_token)[..., None], vision.to(embeds.dtype))
 
     def tap_width(self, name: str) -> int:
         """Size of a tap's last axis: channels for "vision", V for "vision_logits", heads for "attention".
@@ -317,10 +320,10 @@ def common_vision_tokens(student: Adapter, teacher: Adapter) -> int:
         UserError: naming both families and what they make of an image.
     """
     if student.vision_tokens is None or teacher.vision_tokens is None:
-        made = [f"{a.vision_tokens or 'a variable number of'} for the {a.family}" for a in (student, teacher)]
+        mine, other = ("a variable number of" if a.vision_tokens is None else a.vision_tokens for a in (student, teacher))
         raise UserError(
-            f"an image takes {made[0]} student and {made[1]} teacher tokens; energies that compare features (fd, align_kd,"
-            " llava_kd) need the same fixed number for both"
+            f"an image takes {mine} tokens for the student ({student.family}) and {other} for the teacher ({teacher.family});"
+            " energies that compare features (fd, align_kd, llava_kd) need the same fixed number for both"
         )
     if student.vision_tokens != teacher.vision_tokens:
         raise UserError(

@@ -106,5 +106,5 @@ def _own(row: Row, image_token: int) -> NDArray[np.int64]:
         first = int(np.flatnonzero(places)[0])
         rest = np.flatnonzero(~places[first:])
         after = first + int(rest[0]) if len(rest) else len(places)
-    columns: NDArray[np.int64] = np.arange(after, len(row.ids) - 1, dtype=np.int64)
-    return columns[~places[columns]]
+    columns: NDArray[np.int64] = np.flatnonzero(~places[after:-1]).astype(np.int64) + after
+    return columns

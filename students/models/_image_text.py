@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.base import UserError, shim
-from students.data.conversations import Conversation, Row
+from students.data.conversations import Conversation, NothingToLearn, Row
 from students.models._base import Adapter
 from students.models._load import pretrained
 from students.models._template import Script, script
@@ -99,8 +99,9 @@ class ImageTextAdapter(Adapter):
             limit: most tokens; None for no limit.
 
         Raises:
-            UserError: for marks that do not fit the images, a template that cannot be cut into turns, an image that the
-                processor refuses, or a row of which the limit leaves no supervised token.
+            NothingToLearn: for a row of which the limit leaves no supervised token.
+            UserError: for marks that do not fit the images, a template that cannot be cut into turns, or an image that the
+                processor refuses.
         """
         if len(pictures) != len(conversation.images):
             raise UserError(f"row {conversation.id!r} names {len(conversation.images)} image(s) and comes with {len(pictures)}")
@@ -118,11 +119,8 @@ class ImageTextAdapter(Adapter):
         supervised[places[spans]] = True
         learnt = np.flatnonzero(supervised)
         kept = learnt if limit is None else learnt[learnt < limit]
-        if not len(kept):
-            raise UserError(
-                f"row {conversation.id!r} has {int(learnt[0])} tokens before its first reply, and the limit of {limit} tokens"
-                " leaves none of it; raise max_length or drop the row"
-            )
+        if limit is not None and not len(kept):
+            raise NothingToLearn(conversation.id, limit, int(learnt[0]))
         end = int(kept[-1]) + 1
         shown = int((places[images] < end).sum())
         if shown < len(pictures):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,14 +100,31 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise UserError(f"{folder} holds a damaged pickle; {_AGAIN}") from error
         raise UserError(
-            f"{folder} holds a pickle with code in it, which is never run ({_line(error)}); convert it to safetensors where you"
+            f"{folder} holds a pickle with code in it ({asked[1]}), which is never run; convert it to safetensors where you"
             " trust it"
         ) from error
     except ImportError as error:
         raise UserError(f"{folder} needs a package that is not installed ({_line(error)})") from error
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} is not a whole checkpoint ({type(error).__name__}: {_line(error)}); {_AGAIN}") from error
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Keep transformers from printing its own tables and bars about what is raised as one line."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _line(error: BaseException) -> str:
@@ -128,10 +146,11 @@ def pretrained(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     library: Any = transformers  # its annotations say less than its documentation
     config = configuration(folder)
     weights(folder)
-    with explained(folder):
+    with explained(folder), _quiet(library.utils.logging):
         model, report = library.AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, trust_remote_code=False, weights_only=True
-        )
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, weights_only=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,  # reported below, by name
+        )  # fmt: skip
         processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(processor, "image_processor", None) is not None:
             # PIL's on every machine, as evaluation has it; asked of the whole processor, it is asked of the video part too,

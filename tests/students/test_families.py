@@ -11,6 +11,7 @@ from twin_families import FAMILIES, GRID, picture, talk, twin
 
 from harness.base import UserError
 from students import models
+from students.data.conversations import NothingToLearn
 
 PICTURES = [picture(40, 60), picture(70, 33, 1), picture(33, 90, 2), picture(64, 64, 3)]
 TALKS = {
@@ -214,9 +215,7 @@ def test_every_limit_keeps_whole_images_and_counts_what_it_cuts(family, adapter)
 def test_a_limit_that_leaves_nothing_to_learn_is_refused(adapter):
     whole = adapter.row(*TALKS["one"])
     for limit in (1, whole.prompt - 5, whole.prompt):
-        with pytest.raises(
-            UserError, match=f"row 'one' has {whole.prompt} tokens before its first reply, and the limit of {limit}"
-        ):
+        with pytest.raises(NothingToLearn, match=f"{whole.prompt} tokens before its first reply, so a limit of {limit} leaves"):
             adapter.row(*TALKS["one"], limit)
     assert adapter.row(*TALKS["one"], whole.prompt + 1).supervised.sum() == 1
 
