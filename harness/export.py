@@ -10,6 +10,8 @@ from typing import Any
 from harness import store
 from harness.base import UserError, read_json, remove, write_text
 
+#: Families that transformers knows only after ``students.models.register()``.
+_OWN = ("mobilevlm",)
 _CARD = Path(__file__).parent / "templates" / "card.md.jinja"
 
 
@@ -30,7 +32,8 @@ def export_student(root: Path, recipe: str, seeds: Sequence[int], target: Path) 
     seed, entry = next(((s, e) for s, e in found.items() if e is not None), (None, None))
     if seed is None or entry is None or not store.is_complete(root, entry):
         stages = [e.stage for e in store.entries(root) if e.stage.startswith("student/")]
-        trained = [name.removeprefix("student/").replace("/", " ") for name in stages]
+        names = [name.removeprefix("student/") for name in stages]
+        trained = [name.replace("/", " ") for name in names if name.count("/") == 1]  # others are stages before the last
         raise UserError(
             f"--export: {root} holds no finished student {recipe!r} of seed {', '.join(map(str, seeds))};"
             f" it holds: {', '.join(trained) or 'none'}"
@@ -52,6 +55,7 @@ def card(root: Path, recipe: str, seed: int) -> str:
 
     manifest = read_json(root / store.MANIFEST)
     protocols = [tasks.protocol(name) for name in manifest["protocols"]]
+    family = read_json(root / "students" / recipe / f"seed{seed}" / "student" / "config.json")["model_type"]
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
     )
@@ -60,9 +64,43 @@ def card(root: Path, recipe: str, seed: int) -> str:
         seed=seed,
         manifest=manifest,
         preset=manifest["preset"],
+        facts=facts(manifest),
+        family=family,
+        own=family in _OWN,
         scores=_scores(root, recipe, seed, protocols),
         miniature=not all(protocol.official for protocol in protocols),
     )
+
+
+def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a student was made of and how, for its card: rows of (what, value)."""
+    weights, preset = manifest["weights"], manifest["preset"]
+    found: list[tuple[str, str]] = []
+    for role, what in (("teacher", "teacher weights"), ("base", "student base weights")):
+        for name in (name for name in weights if name == role or name.startswith(f"{role}/")):
+            part = name.partition("/")[2]
+            found.append((f"{what} ({part})" if part else what, f"`{weights[name]}`"))
+    if preset["training"] is not None:
+        data, training = preset["data"], preset["training"]
+        noise = " where the teacher sees" if data.get("complementary") else ""
+        blind = f"all of {', '.join(data['blind_benchmarks'])}" if data.get("blind_benchmarks") else data["blindness"]
+        found += [
+            ("label noise in training", f"{data['label_noise']}{noise}"),
+            ("images that the teacher did not see", str(blind)),
+            ("steps", _length(training).removesuffix(" steps")),
+        ]
+    for stage in preset.get("stages", ()):
+        training = stage["training"]
+        format_ = f", format {training['template']}" if training.get("template") else ""
+        found.append((f"stage {stage['name']}", f"{_length(training)} of the corpus {stage['corpus']}{format_}"))
+    return found
+
+
+def _length(training: Mapping[str, Any]) -> str:
+    """Say how long a training was: its steps, or its epochs where those decide."""
+    if training.get("epochs") is not None:
+        return f"{training['epochs']:g} epoch(s)"
+    return f"{training['steps']} steps"
 
 
 def _scores(root: Path, recipe: str, seed: int, protocols: Sequence[Any]) -> list[Mapping[str, Any]]:
