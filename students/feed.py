@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from harness.base import UserError
 from students.data.pack import Batch, Encoded, collate, groups, schedule
 from students.data.samples import TrainingSet
+from students.data.truncation import counts as counted
+from students.data.truncation import line
 from students.teachers import data_digest, pixel_table
 
 if TYPE_CHECKING:
     from students.models._base import Adapter
     from students.options import DistilOptions
 
-#: What a micro-batch counts: rows, images that they show, rows without any, rows cut off, supervised tokens lost with that.
-COUNTED = ("rows", "images", "text_only_rows", "cut_rows", "cut_tokens")
+#: What training.json says of the rows that were taken; see :func:`students.data.truncation.counts`.
+COUNTED = tuple(counted(()))
 
 #: Rows of sample numbers, as many as a step or a micro-batch takes; a row of a stream is one sample.
 Members = list[list[int]]
@@ -48,7 +50,8 @@ class Part:
         ids: the B samples' ids.
         noisy: for each, whether its label was replaced.
         hearing: as a live teacher reads them, in streams.
-        counts: what training.json sums: rows, images, ...
+        counts: what training.json sums (:data:`COUNTED`).
+        replaced: ids of rows that had nothing left to learn, and in whose place others stand.
         cut: for each sample, whether the student's row was cut off before the conversation's end; empty where none can be.
     """
 
@@ -59,6 +62,7 @@ class Part:
     hearing: Hearing | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     cut: tuple[bool, ...] = ()
+    replaced: tuple[str, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -95,9 +99,9 @@ class Feed(abc.ABC):
     def describe(self, index: int) -> dict[str, Any]:
         """What a person needs to find a sample again: its id, images and text."""
 
-    def totals(self, counts: Mapping[str, int]) -> dict[str, int]:
+    def totals(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """What training.json says of the rows that were taken, repeats counted."""
-        return {"samples": self.size, **{name: counts[name] for name in COUNTED}}
+        return {"samples": self.size, **{name: counts[name] for name in COUNTED}, "note": line(counts)}
 
     def blind(self, index: int) -> bool:  # noqa: ARG002 - packed data knows
         """Whether the teacher is known not to see the sample's image."""
@@ -154,7 +158,9 @@ class PackedFeed(Feed):
             batch,
             tuple(s.id for s in samples),
             tuple(s.noisy for s in samples),
-            counts={"rows": len(members), "images": images, "text_only_rows": len(members) - images},
+            counts=dict.fromkeys(COUNTED, 0)
+            | {"rows": len(members), "images": images, "text_only_rows": len(members) - images}
+            | {"supervised_tokens": len(batch.labels)},
         )
 
     def describe(self, index: int) -> dict[str, Any]:

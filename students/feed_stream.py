@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from harness.base import UserError
 from students.align import aligned
 from students.data.conversations import Conversation, Corpus, Row
 from students.data.order import Order
+from students.data.truncation import counts, take
 from students.feed import Feed, Hearing, Members, Part
 
 if TYPE_CHECKING:
@@ -30,13 +32,18 @@ class StreamFeed(Feed):
         teacher: a live teacher that reads the same, or None.
 
     Raises:
-        UserError: for an order that cannot be made.
+        UserError: for an order that cannot be made, or a template that the student's family does not have.
     """
 
     def __init__(
         self, corpus: Corpus, options: DistilOptions, seed: int, student: Adapter, teacher: Adapter | None = None
     ) -> None:
         self.corpus, self.student, self.teacher, self.limit = corpus, student, teacher, options.max_length
+        self.overlong = options.overlong
+        if options.template is not None:
+            _speak(student, options.template)
+            if teacher is not None and hasattr(type(teacher), "template"):
+                _speak(teacher, options.template)
         self.order = Order(
             corpus.lengths, corpus.shows, options.rows, seed, options.grouping, epochs=options.epochs, steps=options.steps,
             megabatch=options.megabatch,
@@ -78,19 +85,19 @@ class StreamFeed(Feed):
         return ready.result() if ready is not None else self._thread.submit(self._make, members).result()
 
     def _make(self, members: Members) -> Part:
-        indices = tuple(row[0] for row in members)
-        found = [self.corpus[index] for index in indices]
-        pictures = [[self.corpus.picture(key) for key in conversation.images] for conversation in found]
-        rows = [self.student.row(c, p, self.limit) for c, p in zip(found, pictures, strict=True)]
-        ids = tuple(conversation.id for conversation in found)
+        taken = [take(self.corpus, self.student, row[0], self.limit, self.overlong) for row in members]
+        indices, rows = tuple(each.index for each in taken), [each.row for each in taken]
+        ids = tuple(each.conversation.id for each in taken)
         batch = self.student.collate(rows, indices)
         cut = tuple(row.cut > 0 for row in rows)
         hearing = None
         if self.teacher is not None:
-            heard = [self.teacher.row(c, p, _limit(row)) for c, p, row in zip(found, pictures, rows, strict=True)]
+            heard = [self.teacher.row(each.conversation, each.pictures, _limit(each.row)) for each in taken]
             said = self.teacher.collate(heard, indices)
             hearing = Hearing(said, aligned(batch, said, ids, cut, self._names))
-        return Part(members, batch, ids, (False,) * len(ids), hearing, _counts(rows), cut)
+        return Part(
+            members, batch, ids, (False,) * len(ids), hearing, counts(taken), cut, sum((each.replaced for each in taken), ())
+        )
 
     def describe(self, index: int) -> dict[str, Any]:
         """Id, source, images and turns of a row."""
@@ -108,11 +115,10 @@ def _limit(row: Row) -> int | None:
     return len(row.ids) + ROOM if row.cut else None
 
 
-def _counts(rows: Sequence[Row]) -> dict[str, int]:
-    return {
-        "rows": len(rows),
-        "images": sum(row.pictures for row in rows),
-        "text_only_rows": sum(row.pictures == 0 for row in rows),
-        "cut_rows": sum(row.cut > 0 for row in rows),
-        "cut_tokens": sum(row.cut for row in rows),
-    }
+def _speak(adapter: Any, template: str) -> None:
+    """Set an adapter's conversation format."""
+    if not hasattr(type(adapter), "template"):
+        raise UserError(
+            f"template is {template!r}, and a {adapter.family} has its processor's own alone; leave template out of the preset"
+        )
+    adapter.template = template

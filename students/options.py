@@ -61,6 +61,8 @@ class DistilOptions(Strict):
         projector_lr: AdamW's peak rate for the projector; None for ``lr``.
         warmup_ratio: warm-up as a share of the steps, rounded up, instead of ``warmup``.
         max_length: tokens a row of a stream is cut to; None for whole rows.
+        overlong: what becomes of a row of which ``max_length`` leaves nothing to learn: "stop" names it, "replace" lets the
+            next row of its kind take its place, counted.
         template: conversation format of streams ("plain", "v1" for mobilevlm); None for the processor's own.
         gradient_checkpointing: recompute the blocks' activations in the backward pass instead of keeping them.
         lora: learn low-rank matrices in place of the language model's own; None to learn all of it.
@@ -92,6 +94,7 @@ class DistilOptions(Strict):
     projector_lr: Rate | None = None
     warmup_ratio: Share | None = None
     max_length: Count | None = None
+    overlong: Literal["stop", "replace"] = "stop"
     template: str | None = None
     gradient_checkpointing: bool = False
     lora: Lora | None = None
@@ -130,7 +133,7 @@ class DistilOptions(Strict):
 
 #: Options that came after runs had been recorded without them.
 LATER = frozenset({
-    "epochs", "optimiser", "weight_decay", "betas", "projector_lr", "warmup_ratio", "max_length", "template",
-    "gradient_checkpointing", "lora", "learn", "save_every", "grouping", "megabatch", "live_teacher", "teacher_dtype",
-    "frozen_dtype",
+    "epochs", "optimiser", "weight_decay", "betas", "projector_lr", "warmup_ratio", "max_length", "overlong",
+    "template", "gradient_checkpointing", "lora", "learn", "save_every", "grouping", "megabatch", "live_teacher",
+    "teacher_dtype", "frozen_dtype",
 })  # fmt: skip

@@ -62,6 +62,7 @@ def save(training: Training, step: int, cost: Cost) -> None:
         "weighting_optimiser": None if optimiser is None else optimiser.state_dict(),
         "recorder": training.recorder.state(),
         "counts": dict(training.counts),
+        "replaced": training.replaced,
         "passes": 0 if training.voice is None else training.voice.passes,
         "seconds": cost.seconds(),
         "peak": cost.peak(),
@@ -103,7 +104,7 @@ def start(training: Training, cost: Cost) -> int:
     if training.weighting_optimiser is not None:
         training.weighting_optimiser.load_state_dict(state["weighting_optimiser"])
     training.recorder.restore(state["recorder"])
-    training.counts = Counter(state["counts"])
+    training.counts, training.replaced = Counter(state["counts"]), tuple(state["replaced"])
     if training.voice is not None:
         training.voice.passes = state["passes"]
     cost.resume(state["seconds"], state["peak"])

@@ -34,6 +34,9 @@ Device = Literal["cpu", "cuda"]
 #: Logits kept, over the steps that wait for a flush, to be looked at if one of them is not finite.
 EVIDENCE_LIMIT = 16_000_000
 
+#: Ids of replaced rows that training.json names.
+NAMED = 20
+
 
 @dataclass
 class Passed:
@@ -90,6 +93,7 @@ class Training:
         self.load = Load()
         self.recorder = Recorder(out, recipe.channels, self.feed, options.betas_every)
         self.counts: Counter[str] = Counter()
+        self.replaced: tuple[str, ...] = ()
         self.adapter.model.train()
 
     @property
@@ -141,6 +145,7 @@ class Training:
         for rows in micro:
             part = self._forward(number, rows)
             self.counts.update(part.part.counts)
+            self.replaced = (*self.replaced, *part.part.replaced)[:NAMED]
             seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said)
             out = self.weighting(part.losses.by_channel, features=self.features(seen), mask=part.losses.mask)
             if gradients is not None:
@@ -272,7 +277,8 @@ class Training:
         checkpoint.save_weighting(self.weighting, self.recipe.weighting or "fixed", facts, self.out)
         checkpoint.save_energies(self.losses, self.out)
         self.recorder.finish()
-        write_json(self.out / "training.json", {"steps": self.steps, **self.feed.totals(self.counts), **record})
+        totals = {"steps": self.steps, **self.feed.totals(self.counts), "replaced": list(self.replaced)}
+        write_json(self.out / "training.json", totals | record)
 
 
 def _joined(parts: Sequence[ChannelLosses]) -> dict[str, Tensor]:

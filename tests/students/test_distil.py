@@ -227,7 +227,7 @@ def test_inputs_that_do_not_belong_together_are_refused(train, data, encoded, si
         train("ce+fkl", signal=replace(signal, logits_array=signal.logits_array[:, :-1]))
     with pytest.raises(UserError, match="reads vision of the teacher"):
         train("fd", teacher=None)
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="nowhere is no folder"):
         train("ce", base=folders / "nowhere")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="cuda"):
