@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 #: Raise when the same configuration would give other rows.
 STAGE_VERSION = 1
+_MOST_THREADS = 16
 
 
 class LlavaOptions(Strict):
@@ -62,8 +64,14 @@ def index(context: Context) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     source = _source(context, folder)
     checks = context.root / "corpora" / f".{name}.checked.sqlite3"  # outlives a failed attempt
-    indexing.index(source, folder, checks, context.settings.skip_unreadable, context.settings.threads, context.progress)
+    indexing.index(source, folder, checks, context.settings.skip_unreadable, _threads(), context.progress)
     remove(checks)
+
+
+def _threads() -> int:
+    """Return how many threads decode images: those there are cores for, as the result does not depend on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_THREADS, cores)
 
 
 def _source(context: Context, folder: Path) -> Source:
