@@ -13,7 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveInt, RootModel, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    RootModel,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from harness import hub
 from harness.base import Strict, UserError, parse, read_yaml, unknown
@@ -51,6 +61,18 @@ class Train(Strict):
     train: Making
 
 
+def _kind(source: object) -> str:
+    if isinstance(source, Assemble) or (isinstance(source, Mapping) and "assemble" in source):
+        return "assemble"
+    return "train" if isinstance(source, Train | Mapping) else "path"
+
+
+#: Where a model comes from. Told apart by a look, so that an error is about the form that was meant.
+Source = Annotated[
+    Annotated[str, Tag("path")] | Annotated[Train, Tag("train")] | Annotated[Assemble, Tag("assemble")], Discriminator(_kind)
+]
+
+
 class Models(Strict):
     """Where the models come from: ``package:ROOM/FOLDER``, a path to a Hugging Face folder, a hub id, or ``{train: {...}}``.
 
@@ -62,7 +84,7 @@ class Models(Strict):
     """
 
     teacher: str | Train | None = None
-    base: str | Train | Assemble | None = None
+    base: Source | None = None
     tower: str | Train | None = None
     external: dict[ModelName, str] = Field(default_factory=dict)
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from harness.base import Strict
+import students.models
+from harness.base import Strict, unknown
 from students.options import DistilOptions
 
 #: A word that becomes a folder: of a corpus, or of a stage of the training.
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+def assembled() -> list[str]:
+    """Return the families that can be put together from parts."""
+    folder = Path(students.models.__file__).parent
+    return sorted(path.stem.removeprefix("_").removesuffix("_assemble") for path in folder.glob("_*_assemble.py"))
 
 
 class CorpusSource(Strict):
@@ -64,7 +72,7 @@ class Parts(Strict):
     """Parts of a model that nobody published in one piece: each a path or a Hugging Face id.
 
     Attributes:
-        family: the module of ``students/models`` that knows how to put them together.
+        family: whose file ``students/models/_FAMILY_assemble.py`` knows how to put them together.
         language: a language model with its tokenizer.
         tower: a vision tower with its image processor.
         projector: the weights of a trained projector, or None for one with random weights, which the training has to teach.
@@ -76,6 +84,13 @@ class Parts(Strict):
     tower: str
     projector: str | None = None
     seed: NonNegativeInt = 0
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in assembled():
+            raise ValueError(str(unknown("family that is put together here", name, assembled())))
+        return name
 
     @property
     def sources(self) -> dict[str, str]:

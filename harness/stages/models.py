@@ -46,9 +46,9 @@ def train(context: Context) -> None:
 
 
 def assemble(context: Context) -> None:
-    """Put one model together from its parts, with the function of its family: ``students.models.FAMILY.assemble``."""
+    """Put one model together from its parts, with the function of its family, in ``students/models/_FAMILY_assemble.py``."""
     use_torch(context)
     config = context.config
-    family = importlib.import_module(f"students.models.{config['family']}")
+    family = importlib.import_module(f"students.models._{config['family']}_assemble")
     parts = {part: context.place(part) for part in config["parts"]}
     family.assemble(**parts, out=context.out(target(config["role"])), seed=config["seed"])
