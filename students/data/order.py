@@ -29,7 +29,7 @@ Grouping = Literal["none", "modality_length"]
 GROUPINGS = ("none", "modality_length")
 _ROUNDS = 6
 #: Rows per entry of the counts by which the n-th row of a modality is found: 8 bytes per so many rows stay in memory.
-_BLOCK = 16384
+_BLOCK = 2048
 
 Ranks = NDArray[np.int64]
 
