@@ -96,15 +96,20 @@ class TrainingPlan:
                 "protocols": [data.training_facts(each) for each in protocols],
             },
             targets=(corpus.target(name),),
-            given=self._corpus_given(name, source),
-            places=corpus_places(source, self.data_root),
+            given=self._corpus_given(name),
+            places=self._places(name),
         )
 
-    def _corpus_given(self, name: str, source: CorpusSource) -> dict[str, str]:
+    def _places(self, name: str) -> dict[str, str]:
+        """Return where a corpus lies; nothing where that is not known, in a plan that is only shown."""
+        unknown = name in self._absent.corpora and self.data_root is None
+        return {} if unknown else corpus_places(self.preset.corpora[name], self.data_root)
+
+    def _corpus_given(self, name: str) -> dict[str, str]:
         """Return the digest of the file of rows; of the images, the stage itself records names and sizes."""
         if name in self._absent.corpora:
             return {f"corpora/{name}": ABSENT}
-        places = corpus_places(source, self.data_root)
+        places = self._places(name)
         return {f"corpora/{name}": digest_file(places["file"])} if "file" in places else {}
 
     # ---- models ------------------------------------------------------------------------------------------------------------
@@ -226,7 +231,7 @@ class TrainingPlan:
         else:
             reads, given, base = (f"{start}/student",), {}, f"{start}/student"
         places: Mapping[str, str] = {"base": base, "corpus": index}
-        images = corpus_places(self.preset.corpora[stage.corpus], self.data_root).get("images")
+        images = self._places(stage.corpus).get("images")
         if images is not None:
             places = {**places, "images": images}
         if load_recipe(name).energies:
