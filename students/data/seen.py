@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-_CACHE_KIB = 8192
+from harness.base import UserError
+
+_CACHE_KIB = 2048
 
 
 class Stamp(NamedTuple):
@@ -106,13 +108,19 @@ class Checks(_Table):
     """Which image files were decoded, by absolute path: an interrupted check goes on where it was.
 
     An entry counts only for a file of the same size and time of change.
+
+    Raises:
+        UserError: for a damaged file.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.connection = _open(path, durable=True)
         columns = "path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, fault TEXT"
-        self.connection.execute(f"CREATE TABLE IF NOT EXISTS checks ({columns}) WITHOUT ROWID")
+        try:
+            self.connection = _open(path, durable=True)
+            self.connection.execute(f"CREATE TABLE IF NOT EXISTS checks ({columns}) WITHOUT ROWID")
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{path} is damaged ({error}). Delete it and run the same command again") from error
 
     def known(self, paths: Sequence[str]) -> dict[str, Stamp]:
         """Return what is known of these files; at most some hundred at a time."""

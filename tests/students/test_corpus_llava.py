@@ -241,6 +241,13 @@ def test_images_are_decoded_once_and_not_again_after_an_interruption(tmp_path, i
     assert "again b.jpg" in again, "it is another file now"
 
 
+def test_a_damaged_record_of_checks_is_named(tmp_path, images):
+    rows = [{"image": "a.jpg", "conversations": said("<image>", "a")}]
+    (tmp_path / "checks").write_bytes(b"no data base" * 100)
+    with pytest.raises(UserError, match=r"checks is damaged \(file is not a database\)\. Delete it"):
+        make(tmp_path, rows)
+
+
 # ---- the file ----------------
 
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=12)

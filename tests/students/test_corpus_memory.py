@@ -1,4 +1,4 @@
-"""Memory does not grow with the rows: the benchmark that shows it for a million of them, at a fiftieth of its size."""
+"""Memory does not grow with the rows: the benchmark that shows it for a million of them, at a hundredth of its size."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 import streaming
 
-SMALL, LARGE = 2_000, 20_000
-#: MiB; the large corpus's rows alone are 12 MiB as text and four times that as Python objects.
-ALLOWED = {"index": 8.0, "read": 4.0}
+SMALL, LARGE = 2_000, 12_000
+#: MiB; the large corpus's rows alone are 7 MiB as text and four times that as Python objects.
+ALLOWED = {"index": 6.0, "read": 3.0}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's account of memory")
@@ -23,7 +23,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         with ProcessPoolExecutor(1, mp_context=context) as pool:  # a process that has held nothing else
             found.append(pool.submit(streaming.measure, tmp_path / str(count), count).result())
     small, large = found
-    assert large.json_mib > 9 * small.json_mib > 5
+    assert large.json_mib > 5 * small.json_mib > 5
     for name, allowed in ALLOWED.items():
         growth = getattr(large, name).peak_mib - getattr(small, name).peak_mib
         assert growth < allowed, f"{name}: {growth} MiB more for {LARGE - SMALL} rows more"
