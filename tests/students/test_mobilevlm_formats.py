@@ -1,4 +1,4 @@
-"""Formats plain and v1: tokens, and which are learnt, as the published code makes them, with a small sentencepiece vocabulary."""
+"""Formats plain and v1: tokens, and which of them are learnt, as published, with a small sentencepiece vocabulary."""
 
 import json
 
