@@ -114,8 +114,11 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from printing its own tables and bars about what is raised as one line."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -146,7 +149,7 @@ def pretrained(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     library: Any = transformers  # its annotations say less than its documentation
     config = configuration(folder)
     weights(folder)
-    with explained(folder), _quiet(library.utils.logging):
+    with explained(folder), quiet():
         model, report = library.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, weights_only=True,
             output_loading_info=True, ignore_mismatched_sizes=True,  # reported below, by name
