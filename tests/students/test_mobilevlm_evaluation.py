@@ -16,9 +16,9 @@ import twins
 from PIL import Image
 
 import harness
-from harness import export, hub, store
+from harness import export, hub, plan, store, workers
 from harness.base import UserError, read_jsonl, write_json
-from harness.stages.evaluate import squeeze
+from harness.stages import evaluate
 from students import models
 from students.data.conversations import IMAGE
 from tasks.lmms import CheckpointModel, verify
@@ -108,7 +108,7 @@ def test_probabilities_of_gold_answers_are_the_references(model, folders):
 
 
 def test_images_of_any_shape_are_taken_as_they_are(model):
-    assert squeeze(model) is None
+    assert evaluate.squeeze(model) is None
 
 
 def test_both_layouts_pass_the_check_and_half_of_one_does_not(folders, tmp_path):
@@ -143,6 +143,28 @@ def test_safetensors_are_taken_before_pickles(folders, tmp_path):
 # ---- the command -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_stage_evaluates_student_and_teacher(folders, tmp_path):
+    """What a worker does for a row: replies, scores and what the student's predictions have of the teacher's."""
+    torch.set_num_threads(1)
+    name = "pope@miniature"
+    gold = evaluate.gold(name)
+    for role in ("teacher", "student"):
+        targets = [f"replies/{role}/{name}{suffix}" for suffix in evaluate.SUFFIXES] + [gold] * (role == "teacher")
+        config = {"name": role, "protocol": {"name": name}, "limit": 1, "batch_size": 4, "taught": True}
+        places = {"checkpoint": str(folders[role])}
+        stage = plan.Stage(role, "evaluate", "harness.stages.evaluate:run", 1, config, tuple(targets), places=places)
+        for target in targets:
+            store.partial(tmp_path, target).parent.mkdir(parents=True, exist_ok=True)
+        evaluate.run(workers.Context(stage, workers.Settings(tmp_path, "cpu", 1), {}, lambda done, total: None))
+        for target in targets:
+            store.partial(tmp_path, target).rename(tmp_path / target)
+    found = {role: pd.read_parquet(tmp_path / f"replies/{role}/{name}.diagnostics.parquet") for role in ("teacher", "student")}
+    assert found["teacher"]["teacher_kl"].isna().all()
+    assert (found["student"]["teacher_kl"] > 0.1).all(), "other weights predict otherwise"
+    assert len(read_jsonl(tmp_path / f"replies/student/{name}.jsonl")) == len(found["student"]) > 0
+
+
+@pytest.mark.slow
 def test_a_published_folder_is_a_row_of_a_run(folders, tmp_path):
     coco = tmp_path / "root" / "pope" / "coco"
     coco.mkdir(parents=True)
