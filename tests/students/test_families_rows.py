@@ -242,3 +242,13 @@ def test_rows_without_anything_to_learn_make_no_batch(adapters):
 def test_packed_rows_are_for_fixed_numbers_of_tokens(adapters):
     with pytest.raises(UserError, match="cannot share a row for this qwen2_5_vl"):
         adapters["qwen2_5_vl"].pixels([picture(32, 32)])
+
+
+def test_families_with_one_tokenizer_learn_the_same_tokens(adapters):
+    """However each writes the question, so that a teacher and a student of two families can be compared."""
+    conversation = talk(("<image>\nWhat is in the picture?", "A red car."), ("Why?", "It rains."), images=1)
+    rows = {
+        name: adapters[name].row(conversation, [picture(40, 60)]) for name in ("llava_qwen", "llava_onevision", "qwen2_5_vl")
+    }
+    assert len({len(row.ids) for row in rows.values()}) == 3
+    assert len({tuple(row.ids[row.supervised].tolist()) for row in rows.values()}) == 1
