@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from harness.base import UserError, read_json
+from students.shortage import is_shortage
 
 _AGAIN = "download it again"
 #: Weights in the order in which transformers looks for them.
@@ -110,6 +111,8 @@ def explained(folder: Path) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"{folder} needs a package that is not installed ({_line(error)})") from error
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if is_shortage(error):  # says nothing about the folder, and is explained where the batch is known
+            raise
         raise UserError(f"{folder} is not a whole checkpoint ({type(error).__name__}: {_line(error)}); {_AGAIN}") from error
 
 

@@ -11,6 +11,7 @@ from twin_families import twin
 
 from harness.base import UserError
 from students import models, vocabulary
+from students.models._load import explained
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,15 @@ def test_processors_that_are_not_whole(folder, files, parts):
     for name in files:
         (folder / name).unlink()
     refused(folder, *parts)
+
+
+def test_too_little_memory_is_not_blamed_on_the_download(tmp_path):
+    with pytest.raises(RuntimeError, match="can't allocate memory"), explained(tmp_path):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(torch.OutOfMemoryError), explained(tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(UserError, match="is not a whole checkpoint"), explained(tmp_path):
+        raise RuntimeError("PytorchStreamReader failed")
 
 
 # ---- vocabularies ----------------------------------------------------------------------------------------------------------
