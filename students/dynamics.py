@@ -98,7 +98,7 @@ class Recorder:
         frame = self._frame()
         columns = {name: frame[name].to_numpy() for name in BETAS}
         betas = {
-            name: column.tolist() if BETAS[name] == "str" else torch.from_numpy(column) for name, column in columns.items()
+            name: column.tolist() if BETAS[name] == "str" else torch.tensor(column) for name, column in columns.items()
         }
         return {
             "bytes": self.path.stat().st_size, "samples": self.samples, "betas": betas, "final": self.final,

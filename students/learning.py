@@ -39,7 +39,10 @@ class Learning:
             for _, parameter in adapter.frozen():
                 parameter.data = parameter.data.to(torch.bfloat16)
         if options.gradient_checkpointing:
-            adapter.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # one method under two names: transformers renamed it between the versions that this runs with
+            model = adapter.model
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.before = self._digests()
 
     def _still(self) -> Iterator[tuple[str, Tensor]]:

@@ -53,5 +53,5 @@ def explained(load: Load, settings: dict[str, object]) -> Iterator[None]:
         batch = f"step {load.step} with {load.rows} rows at once, the longest of {load.longest} tokens"
         where = batch if load.step else "loading"
         now = ", ".join(f"{name} (now {value})" for name, value in settings.items())
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"out of memory at {where}; change {now}. The allocator said: {first}") from error

@@ -101,7 +101,9 @@ def test_a_live_teacher_must_be_there_and_fit(train, folders, tmp_path, data, en
     with pytest.raises(UserError, match="needs a teacher checkpoint, because live_teacher is on"):
         train("ce+fkl", options=LIVE, signal=None, teacher=None)
     wrong = replace(encoded, answers=tuple(np.roll(a, 1) for a in encoded.answers))
-    with pytest.raises(UserError, match=r"sample 'q\d+': student and teacher learn different tokens from supervised token 1 on"):
+    with pytest.raises(
+        UserError, match=r"sample 'q\d+': student and teacher learn different tokens from supervised token 1 on"
+    ):
         train("ce+fkl", options=LIVE, signal=None, encoded=wrong)
 
 
