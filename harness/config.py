@@ -215,6 +215,11 @@ class Preset(Strict):
         """Whether students are trained."""
         return self.training is not None or bool(self.stages)
 
+    @property
+    def taught(self) -> bool:
+        """Whether students need a teacher: all do, but for students of labels alone on corpora."""
+        return self.training is not None or any(name != "ce" for name in self.recipes)
+
     @field_validator("data")
     @classmethod
     def _known_benchmarks(cls, data: Data, info: ValidationInfo) -> Data:
@@ -231,7 +236,7 @@ class Preset(Strict):
             raise ValueError(
                 "'training' (or 'stages') and 'recipes' go together; a preset with neither only evaluates given models"
             )
-        if self.trains and (self.models.teacher is None or self.models.base is None):
+        if self.trains and (self.models.base is None or (self.models.teacher is None and self.taught)):
             raise ValueError("a preset that trains students needs models.teacher and models.base")
         return self
 

@@ -13,6 +13,7 @@ activations one block: a = T (16 h + w (6 h + 4 i)): four float32 copies of the 
             projections' inputs and outputs in w = 2 (bf16) or 4 bytes. Kept: n a; with checkpointing n 4 h T + a
 teacher     b_t P_t + a of its own block, b_t by ``teacher_dtype``; nothing is kept for a backward pass; 0 without a teacher
 logits      4 N V each: 3 for CE alone (logits, log-softmax, gradient), and 4 more for a teacher and an energy (METHOD 2.10)
+spans       4 R v V each, with v tokens an image: 4 (two models, log-softmaxes) where an energy compares logits at images
 context     1e9 for CUDA itself, and 10 % of the sum for fragmentation
 ==========  ==========================================================================================================
 
@@ -33,7 +34,7 @@ TEMPLATE = 40
 CONTEXT = 1e9
 FRAGMENTATION = 0.1
 _WIDTH = {"float32": 4, "bfloat16": 2}
-_CE_LOGITS, _ENERGY_LOGITS = 3, 4
+_CE_LOGITS, _ENERGY_LOGITS, _SPAN_LOGITS = 3, 4, 4
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def learned(options: DistilOptions, student: ModelSize) -> float:
 
 
 def memory(
-    options: DistilOptions, student: ModelSize, teacher: ModelSize | None, words: float, energies: int
+    options: DistilOptions, student: ModelSize, teacher: ModelSize | None, words: float, energies: int, spans: bool = False
 ) -> dict[str, float]:
     """Return the GPU memory of one training in bytes, by what it is for; see the module's docstring.
 
@@ -78,6 +79,7 @@ def memory(
         student, teacher: their sizes; no teacher where none is read.
         words: mean words of a row's text.
         energies: channels that compare with the teacher.
+        spans: whether one of them compares logits at the vision tokens.
     """
     shape = rows(options, student, words)
     tokens = shape.count * shape.longest
@@ -96,6 +98,8 @@ def memory(
         "teacher": 0.0,
         "logits": 4.0 * supervised * student.vocabulary * (_CE_LOGITS + (_ENERGY_LOGITS if energies else 0)),
     }
+    if spans:
+        parts["spans"] = 4.0 * shape.count * student.vision_tokens * student.vocabulary * _SPAN_LOGITS
     if teacher is not None:
         stored = _WIDTH[options.teacher_dtype]
         parts["teacher"] = stored * float(teacher.parameters) + _block(teacher, tokens, stored)

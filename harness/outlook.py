@@ -20,6 +20,7 @@ from harness.missing import Missing
 from harness.real import Assemble, ModelSize, TrainingStage
 from harness.stages import corpus
 from harness.training_plan import corpus_places
+from students import registry
 
 #: What is known about a number: counted from files here, or declared by the preset.
 Known = Literal["measured", "declared"]
@@ -94,7 +95,9 @@ class Training:
 def trainings(blueprint: Blueprint, root: Path, known: Mapping[str, Sized]) -> list[Training]:
     """Return the stages of the training; counts of an index that is there replace the preset's."""
     found = []
-    energies = max((len(load_recipe(name).energies) for name, _ in blueprint.students), default=0)
+    channels = [load_recipe(name).energies for name, _ in blueprint.students]
+    energies = max(map(len, channels), default=0)
+    spans = any(_compares_spans(energy) for each in channels for energy in each)
     for stage in blueprint.preset.stages:
         source = blueprint.preset.corpora[stage.corpus]
         index = root / corpus.target(stage.corpus) / "corpus.json"
@@ -103,12 +106,18 @@ def trainings(blueprint: Blueprint, root: Path, known: Mapping[str, Sized]) -> l
         memory = plain = None
         if "base" in known and (not energies or "teacher" in known):
             teacher = known["teacher"].size if energies else None
-            memory = estimates.memory(stage.training, known["base"].size, teacher, words, energies)
+            memory = estimates.memory(stage.training, known["base"].size, teacher, words, energies, spans)
             kept = stage.training.model_copy(update={"gradient_checkpointing": False})
-            plain = estimates.memory(kept, known["base"].size, teacher, words, energies)["activations"]
+            plain = estimates.memory(kept, known["base"].size, teacher, words, energies, spans)["activations"]
         steps = stage.training.steps if rows is None else estimates.steps(stage.training, rows)
         found.append(Training(stage, rows, "measured" if index.is_file() else "declared", words, steps, memory, plain))
     return found
+
+
+def _compares_spans(energy: str) -> bool:
+    """Say whether an energy reads logits at the vision tokens, by its source: importing it would import torch."""
+    source = Path(registry.__file__).parent / "energies" / f"{energy}.py"
+    return '"vision_logits"' in source.read_text(encoding="utf-8")
 
 
 def disk(blueprint: Blueprint, root: Path, known: Mapping[str, Sized]) -> dict[str, float]:

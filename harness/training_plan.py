@@ -234,6 +234,8 @@ class TrainingPlan:
         images = self._places(stage.corpus).get("images")
         if images is not None:
             places = {**places, "images": images}
+        if load_recipe(name).energies and self.sources.of("teacher") is None:
+            raise UserError(f"preset {self.preset.name!r} has no teacher, which the student {name!r} needs")
         if load_recipe(name).energies:
             more, taught = self.sources.inputs("teacher")
             reads, given = (*reads, *more), {**given, **taught}
