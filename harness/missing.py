@@ -11,8 +11,8 @@ from typing import Literal
 import tasks
 from harness import hub, weights
 from harness.base import UserError, read_json, unknown
-from harness.config import Models, Preset, is_hub_id, model_path
-from harness.sources import Absent, Sources
+from harness.config import Models, Preset, is_hub_id
+from harness.sources import Absent, Sources, locate
 from harness.training_plan import corpus_places
 from students.models import families
 
@@ -101,18 +101,20 @@ def missing_models(given: Models, trained: bool) -> list[Missing]:
             continue
         seen.add(source)
         known = trained and role in ("teacher", "base")
-        reason = _lack(source, known)
+        reason = _lack(role, source, known)
         if reason is not None:
             found.append(Missing("model", role, source, reason, _model_remedy(source), is_hub_id(source)))
     return found
 
 
-def _lack(source: str, known: bool) -> str | None:
+def _lack(role: str, source: str, known: bool) -> str | None:
     """Say what a model lacks, in one line; None for a whole one."""
     if is_hub_id(source) and not _hub_place(source, os.environ).is_dir():
         return f"{source} is not in the hub's cache ({_hub_place(source, os.environ)})"
     try:
-        folder = model_path(source)
+        folder = locate(role, source)
+        if role.endswith("/projector"):
+            return None
         weights.read(folder)
         if known:
             kind = str(read_json(folder / "config.json").get("model_type"))

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.base import digest_folder
+from harness.base import UserError, digest_file, digest_folder
 from harness.config import Models, Train, model_path
 from harness.real import Assemble
 from harness.stages import models as made_models
@@ -50,7 +50,7 @@ class Sources:
         """Return the digests of the given models, by role or name, and of the parts of assembled ones, as ``role/part``."""
         for role, source in self.sources().items():
             if role not in self._digests:
-                self._digests[role] = ABSENT if source in self._absent else digest(model_path(source))
+                self._digests[role] = ABSENT if source in self._absent else digest(locate(role, source))
         return dict(self._digests)
 
     def sources(self) -> dict[str, str]:
@@ -70,11 +70,10 @@ class Sources:
 
     def place(self, role: str) -> str:
         """Return where a model or part lies: absolute when it is given, relative to the run folder when the run makes it."""
-        return made_models.target(role) if role in self.made() else self.path(self.sources()[role])
-
-    def path(self, source: str) -> str:
-        """Return the absolute path of a given model's folder."""
-        return source if source in self._absent else str(model_path(source))
+        if role in self.made():
+            return made_models.target(role)
+        source = self.sources()[role]
+        return source if source in self._absent else str(locate(role, source))
 
     def inputs(self, role: str) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return (reads, given) of a stage that reads a model."""
@@ -82,12 +81,31 @@ class Sources:
         return ((made_models.target(role),), {}) if made else ((), {role: self.given()[role]})
 
 
-def digest(folder: Path) -> str:
-    """Return :func:`harness.base.digest_folder`, once per process as long as no file of the folder changes."""
-    stats = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return _digest(folder, tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+def locate(role: str, source: str) -> Path:
+    """Return the absolute path of a given model's folder, or of a part.
+
+    Args:
+        role: as in :meth:`Sources.sources`.
+        source: a path or a Hugging Face id.
+
+    Raises:
+        UserError: when it is not there, or is no Hugging Face folder; a trained projector may be a file.
+    """
+    if not role.endswith("/projector"):
+        return model_path(source)
+    path = Path(source).expanduser().resolve()
+    if not path.exists():
+        raise UserError(f"projector {source!r}: {path} does not exist")
+    return path
+
+
+def digest(path: Path) -> str:
+    """Return the digest of a file or folder, computed once per process as long as none of its files changes."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file, file.stat()) for file in files if file.is_file()]
+    return _digest(path, tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats))
 
 
 @functools.cache
-def _digest(folder: Path, _: tuple[tuple[str, int, int], ...]) -> str:
-    return digest_folder(folder)
+def _digest(path: Path, _: tuple[tuple[str, int, int], ...]) -> str:
+    return digest_folder(path) if path.is_dir() else digest_file(path)

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from harness.base import UserError, digest_file
+from harness.base import UserError
 from harness.cells import earlier_folder, student_folder
 from harness.config import Preset, Train, load_recipe, load_variant
 from harness.plan import Stage
 from harness.real import Assemble, CorpusSource, TrainingStage
-from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
+from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources, digest
 from harness.stages import corpus, data, models, student
 from students.options import DistilOptions
 
@@ -110,7 +110,7 @@ class TrainingPlan:
         if name in self._absent.corpora:
             return {f"corpora/{name}": ABSENT}
         places = self._places(name)
-        return {f"corpora/{name}": digest_file(places["file"])} if "file" in places else {}
+        return {f"corpora/{name}": digest(Path(places["file"]))} if "file" in places else {}
 
     # ---- models ------------------------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class TrainingPlan:
             config={"role": role, "family": parts.family, "seed": parts.seed, "parts": sorted(parts.sources)},
             targets=(models.target(role),),
             given={f"{role}/{part}": self.sources.given()[f"{role}/{part}"] for part in parts.sources},
-            places={part: self.sources.path(place) for part, place in parts.sources.items()},
+            places={part: self.sources.place(f"{role}/{part}") for part in parts.sources},
         )
 
     # ---- training ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from no_network import block
 
 import harness
 from harness import config, estimates, missing, needs, outlook, weights
@@ -18,25 +19,12 @@ from harness.real import ModelSize
 from students.options import DistilOptions
 
 HOME = Path(harness.__file__).parents[1]
-#: Any look at the network ends the process; a socket of the local system (multiprocessing) is none.
-BLOCKED = """
-import socket
-def refuse(*given, **named):
-    raise SystemExit("the network was reached for")
-socket.create_connection = socket.getaddrinfo = refuse
-_connect = socket.socket.connect
-def connect(self, address):
-    return _connect(self, address) if self.family == socket.AF_UNIX else refuse()
-socket.socket.connect = connect
-"""
 
 
 @pytest.fixture
 def call(tmp_path):
     """Run the command with the network blocked, an empty hub cache, and no torch, transformers or lmms_eval to import."""
-    light = tmp_path / "light"
-    light.mkdir()
-    (light / "sitecustomize.py").write_text(BLOCKED)
+    light = block(tmp_path / "light")
     work = tmp_path / "work"
     work.mkdir()
 
@@ -60,7 +48,7 @@ def test_the_block_blocks(call):
     code = "import socket; socket.create_connection(('127.0.0.1', 9))"
     env = {**os.environ, "PYTHONPATH": str(call.work.parent / "light")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert "the network was reached for" in done.stderr
+    assert (done.returncode, done.stderr) == (77, "the network was reached for\n")
     assert socket.socket.connect.__name__ == "connect"  # and only there
 
 

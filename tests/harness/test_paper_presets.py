@@ -148,6 +148,24 @@ def test_an_assembled_base_is_made_first_and_is_no_row():
     assert "evaluate/mobilevlm-v2-1.7b/pope@mean-f1" in stages
 
 
+def test_a_trained_projector_may_be_a_file(tmp_path):
+    (tmp_path / "mm_projector.bin").write_bytes(b"weights")
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"extends: paper-table4\nname: mine\nmodels: {{base: {{assemble: {{projector: {tmp_path}/mm_projector.bin}}}}}}\n"
+    )
+    mine = config.load_preset(str(path))
+    assert set(mine.models.base.assemble.sources) == {"language", "tower", "projector"}
+    gone = absent(config.load_preset("paper-table4"))
+    stages = Blueprint(mine, mine.models, None, [], tmp_path, gone).stages()
+    made = next(stage for stage in stages if stage.id == "model/base")
+    assert made.places["projector"] == str(tmp_path / "mm_projector.bin")
+    before = made.given["base/projector"]
+    (tmp_path / "mm_projector.bin").write_bytes(b"other weights")
+    stages = Blueprint(mine, mine.models, None, [], tmp_path, gone).stages()
+    assert next(stage for stage in stages if stage.id == "model/base").given["base/projector"] != before
+
+
 def test_a_corpus_is_indexed_once_for_all():
     _, stages = planned("paper-table4", ("ce", "ce+cosine_probs@task"))
     assert [name for name in stages if name.startswith("corpus/")] == ["corpus/captions", "corpus/instructions"]

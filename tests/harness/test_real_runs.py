@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from no_network import block
 
 import harness
 from harness.base import digest_file, read_json, read_jsonl
@@ -82,7 +83,9 @@ def command(world, path, out, *more):
 
 
 def environment(world):
-    return {**os.environ, "PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "HF_HOME": str(world / "hub")}
+    """No process of a run may look at the network: --offline means that."""
+    path = f"{block(world / 'blocked')}{os.pathsep}{HOME}"
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "HF_HOME": str(world / "hub")}
 
 
 def run(world, path, out, *more):
