@@ -121,7 +121,7 @@ def read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(file, device)
+        return dict(load_file(file, device))
     try:
         found = _unpickled(file, device)
     except pickle.UnpicklingError as error:

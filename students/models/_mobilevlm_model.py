@@ -64,7 +64,7 @@ class LdpV2(nn.Module):
             pooled = nn.functional.avg_pool2d(grid, side // SIDE)
         else:
             pooled = nn.functional.adaptive_avg_pool2d(grid, SIDE)
-        return (self.peg.peg(pooled) + pooled).flatten(2).transpose(1, 2)
+        return torch.as_tensor(self.peg.peg(pooled) + pooled).flatten(2).transpose(1, 2)
 
 
 class MobileVlmClip(CLIPVisionModel):  # type: ignore[misc]
@@ -93,7 +93,7 @@ class VisionTower(nn.Module):
 class MobileVlmOutput(BaseModelOutputWithPast):  # type: ignore[misc]
     """What the model without its head returns; ``image_hidden_states`` are the projected images [I, 144, H]."""
 
-    image_hidden_states: torch.FloatTensor | None = None
+    image_hidden_states: Tensor | None = None
 
 
 class MobileLlamaModel(LlamaModel):  # type: ignore[misc]
@@ -119,7 +119,7 @@ class MobileLlamaModel(LlamaModel):  # type: ignore[misc]
         """
         places = input_ids == self.config.image_token_id
         expected = 0 if vision is None else vision.shape[0] * vision.shape[1]
-        torch._assert_async(places.sum() == expected, f"image tokens do not fit the {expected} features of the images")  # type: ignore[call-overload]
+        torch._assert_async(places.sum() == expected, f"image tokens do not fit the {expected} features of the images")
         embeds = self.embed_tokens(input_ids.masked_fill(places, 0))  # image tokens are beyond the table
         if vision is not None:
             embeds = embeds.masked_scatter(places[..., None], vision.to(embeds.dtype))
@@ -180,14 +180,6 @@ class MobileLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
             past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,
             logits_to_keep=logits_to_keep, **kwargs,
         )  # fmt: skip
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Show the images in the first pass alone; later ones find them in the cache."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
-        past = inputs.get("past_key_values")
-        if past is not None and past.get_seq_length() > 0:
-            inputs.pop("pixel_values", None)
-        return inputs
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

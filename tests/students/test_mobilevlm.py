@@ -295,3 +295,30 @@ def test_a_start_is_assembled_of_a_language_model_and_a_tower(tmp_path, rows):
     assemble(language, tower, tmp_path / "d", 9, projector=tmp_path / "mm_projector.bin")
     again = load_file(tmp_path / "d" / "model.safetensors")
     assert all(torch.equal(again[name], made["a"][name]) for name in made["a"])
+
+
+def test_without_padding_pictures_are_cropped_as_clips(folders, tmp_path):
+    folder = twins.mobilevlm_twin(tmp_path / "square")
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**facts, "image_aspect_ratio": "square"}))
+    side, mean, std = plain.read_tower(folder / twins.TOWER_FOLDER)
+    wide = np.zeros((48, 96, 3), np.uint8)
+    wide[:, 24:72] = picture(3)
+    expected = plain.pixels(np.ascontiguousarray(wide[:, 24:72]), side, mean, std)
+    torch.testing.assert_close(models.load(folder).pixels([wide])[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_keys_of_a_configuration_that_nobody_reads_do_no_harm(adapter, rows, tmp_path):
+    """The published 3B configuration still has those of the library that its language model was trained with."""
+    folder = twins.mobilevlm_twin(tmp_path / "more")
+    facts = json.loads((folder / "config.json").read_text())
+    more = {"_mlp_class": "LLaMAMLP", "_norm_class": "RMSNorm", "bias": False, "block_size": 2048, "lm_head_bias": False,
+            "gelu_approximate": "none", "n_embd": 9, "n_head": 3, "rotary_percentage": 1.0, "name": "x"}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({**facts, **more}))
+    other = models.load(folder)
+    batch = adapter.collate(rows, range(4))
+    with torch.no_grad():
+        assert torch.equal(other.hidden(batch), adapter.hidden(batch))
+    other.save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert {name: saved.get(name) for name in more} == more

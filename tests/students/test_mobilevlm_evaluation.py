@@ -221,6 +221,8 @@ def test_an_exported_student_has_the_published_layout_and_a_card(folders, tmp_pa
     assert plain.Words((out / "tokenizer.model").read_bytes())("a red circle")[0] == 1
     mine, other = models.load(out).model.state_dict(), models.load(folders["student"]).model.state_dict()
     assert all(torch.equal(mine[name], other[name]) for name in other)
+    again = CheckpointModel(out)  # its processor is found beside the preprocessing that a saved student has
+    assert again._render("x", 1) == f"<s>{plain.SYSTEM} USER: {IMAGE}\nx ASSISTANT:"
     card = (out / "README.md").read_text()
     assert "| stage captions | 1 epoch(s) of the corpus c, format plain |" in card
     assert "| student base weights (tower) | `ccc` |" in card
