@@ -169,6 +169,49 @@ def test_weights_that_lack_a_tensor_are_refused(checkpoint, tmp_path):
         CheckpointModel(folder)
 
 
+def pickled(checkpoint, folder, **more):
+    """A copy of a checkpoint whose weights are a pickle, as older ones are published."""
+    from safetensors.torch import load_file
+
+    shutil.copytree(checkpoint, folder)
+    torch.save({**load_file(folder / "model.safetensors"), **more}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_pickled_weights_give_the_same_replies(checkpoint, model, tmp_path):
+    other = CheckpointModel(pickled(checkpoint, tmp_path / "pickled"), batch_size=4)
+    protocol, questions = tasks.protocol("gqa@miniature"), toys.questions("gqa")
+    replies = [evaluate("", protocol, questions, model=m, replies_path=tmp_path / "r.jsonl") for m in (model, other)]
+    assert replies[0] == replies[1]
+
+
+class _Code:
+    def __reduce__(self):
+        return print, ("this must never run",)
+
+
+def test_a_pickle_with_code_in_it_is_never_run(checkpoint, tmp_path, capsys):
+    folder = pickled(checkpoint, tmp_path / "evil", x=_Code())
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle with code in it, which is never run"):
+        CheckpointModel(folder)
+    assert "never run" not in capsys.readouterr().out
+
+
+def test_a_pickle_that_is_cut_off_is_named(checkpoint, tmp_path):
+    file = pickled(checkpoint, tmp_path / "cut") / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is truncated or damaged"):
+        CheckpointModel(file.parent)
+
+
+def test_a_half_fetched_safetensors_index_is_not_made_up_for_by_a_pickle(checkpoint, tmp_path):
+    folder = pickled(checkpoint, tmp_path / "both")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00002.safetensors"}}')
+    with pytest.raises(UserError, match=r"model-00002\.safetensors is missing"):
+        CheckpointModel(folder)
+
+
 def test_damaged_weights_do_not_pass_as_predictions(checkpoint, tmp_path, asked):
     broken = CheckpointModel(checkpoint)
     with torch.no_grad():
