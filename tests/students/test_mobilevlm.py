@@ -115,6 +115,11 @@ def test_layouts_are_read_alike(tmp_path, adapter, rows):
         for layout in ("safetensors", "sharded"):
             other = models.load(twins.mobilevlm_twin(tmp_path / layout, "student", layout))
             assert torch.equal(other.hidden(batch), expected), layout
+        adapter.save(tmp_path / "parts")
+        (tmp_path / "parts" / "model.safetensors").unlink()
+        adapter.model.save_pretrained(tmp_path / "parts", max_shard_size="40KB")
+        assert len(list((tmp_path / "parts").glob("model-*-of-*.safetensors"))) > 1
+        assert torch.equal(models.load(tmp_path / "parts").hidden(batch), expected)
 
 
 def test_half_precision_is_asked_for_and_got(folders, rows, adapter):
