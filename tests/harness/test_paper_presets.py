@@ -1,7 +1,11 @@
 """The presets that mirror the paper: what was published about them stands in them, with the controls that it needs."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+import harness
 from harness import config, estimates, outlook
 from harness.base import UserError
 from harness.blueprint import Blueprint, cells
@@ -24,8 +28,6 @@ def absent(preset):
 
 
 def planned(name, recipes=("ce",), tmp="/data"):
-    from pathlib import Path
-
     preset = config.load_preset(name)
     chosen = [config.load_recipe(word) for word in recipes]
     wanted = cells(chosen, [0], list(preset.protocols), preset.models.names)
@@ -240,3 +242,45 @@ def test_disk_counts_every_student_and_stage(tmp_path):
     assert parts["resume points"] == pytest.approx(2 * 12 * 1.3715e9)
     (tmp_path / "students" / "ce" / "seed0").mkdir(parents=True)
     assert outlook.disk(blueprint, tmp_path, known)["students"] == pytest.approx(7 * (4 * 1.3715e9 + 2 * 0.3035e9))
+
+
+DOCS = Path(harness.__file__).parents[1] / "docs" / "real_runs.md"
+
+
+def test_the_docs_count_what_the_presets_hold():
+    text = DOCS.read_text(encoding="utf-8")
+    for name in TABLES:
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        preset = config.load_preset(name)
+        count = len(preset.recipes)
+        assert (f"| {count} x {len(preset.seeds)} |" if len(preset.seeds) > 1 else f"| {count} |") in row
+    for name in TABLES:
+        for source in config.load_preset(name).corpora.values():
+            if source.file is not None:
+                folder, _, file = source.file.partition("/")
+                assert f"{folder}/" in text and file in text
+
+
+def test_the_docs_own_preset_loads_and_fits(tmp_path):
+    block = re.search(r"```yaml\n(# mine\.yaml.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    path = tmp_path / "mine.yaml"
+    path.write_text(block[1])
+    mine = config.load_preset(str(path))
+    (stage,) = mine.stages
+    parts = estimates.memory(stage.training, mine.declared["base"], mine.declared["teacher"], 60, 1)
+    assert estimates.total(parts) < mine.requires.gpu_gb * 1e9 < 48e9
+
+
+def test_the_docs_estimates_are_the_plans():
+    text = DOCS.read_text(encoding="utf-8")
+    preset = config.load_preset("paper-table2")
+    (stage,) = preset.stages
+    student, teacher = preset.declared["base"], preset.declared["teacher"]
+    memory = estimates.total(estimates.memory(stage.training, student, teacher, 60, 1)) / 1e9
+    assert f"about {memory:.0f} GB" in text
+    asked = estimates.evaluation_memory(teacher, preset.evaluation.dtype, preset.evaluation.batch_size) / 1e9
+    assert f"about {asked:.0f} GB" in text
+    each = estimates.checkpoint_bytes(stage.training, student) / 1e9
+    resume = estimates.resume_bytes(stage.training, student) / 1e9
+    assert f"{each:.1f} GB a student, {each * len(preset.recipes):.0f} GB for 13; {resume:.0f} GB for resume points" in text
