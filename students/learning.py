@@ -37,7 +37,11 @@ class Learning:
             lora.attach(adapter, options.lora, seed)
         if options.frozen_dtype == "bfloat16":
             for _, parameter in adapter.frozen():
-                parameter.data = parameter.data.to(torch.bfloat16)
+                if parameter.ndim > 1:  # norms and biases are small, and norms take no half-precision weights everywhere
+                    parameter.data = parameter.data.to(torch.bfloat16)
+            # transformers takes the first parameter's type for the model's, and casts image features to it
+            first, embedding = next(adapter.model.parameters()), adapter.model.get_input_embeddings().weight
+            first.data = first.data.to(embedding.dtype)
         if options.gradient_checkpointing:
             # one method under two names: transformers renamed it between the versions that this runs with
             model = adapter.model

@@ -52,7 +52,7 @@ def save(training: Training, step: int, cost: Cost) -> None:
     optimiser = training.weighting_optimiser
     state = {
         "version": VERSION,
-        "key": key(training),
+        "key": training.key,
         "step": step,
         "student": training.learning.state(),
         "optimiser": training.optimiser.state(),
@@ -91,7 +91,7 @@ def start(training: Training, cost: Cost) -> int:
         training.recorder.begin()
         return 0
     state = _read(found[-1])
-    if state.get("version") != VERSION or state.get("key") != key(training):
+    if state.get("version") != VERSION or state.get("key") != training.key:
         raise UserError(
             f"{found[-1]} was written by another training (recipe, options, seed, data or base differ); remove"
             f" {training.out / FOLDER} to start from nothing"

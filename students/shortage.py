@@ -9,15 +9,21 @@ import torch
 
 from harness.base import UserError
 
-#: What torch's CPU allocator says; it raises a plain RuntimeError.
-_CPU = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+#: What torch's CPU allocator and CUDA's libraries say; they raise a plain RuntimeError.
+_PLAIN = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
 
 
 def is_shortage(error: BaseException) -> bool:
     """Say whether an error means that there was not enough memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _PLAIN)
 
 
 class Load:

@@ -6,14 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from harness.base import remove, write_json
-from students import checkpoint, energies, inputs, models, taps, weightings
+from harness.base import UserError, remove, write_json
+from students import checkpoint, energies, inputs, models, resume, taps, weightings
 from students.dynamics import Recorder, Step
 from students.features import Features, Seen
 from students.feed import Members, Part
@@ -89,12 +90,19 @@ class Training:
             self.weighting = weightings.build(name, recipe.channels, self.features.width or None, **variant.weighting).to(where)
         for channel in recipe.energies:
             self.weighting.accept(channel, self.losses.energy(channel).zero_at_match, self.losses.energy(channel).bounds)
+        if "gradient_norms" in self.weighting.needs and "projector" not in options.learn:
+            raise UserError(f"weighting {name!r} compares gradients on the projector, which learn leaves out")
         self._optimisers()
         self.load = Load()
         self.recorder = Recorder(out, recipe.channels, self.feed, options.betas_every)
         self.counts: Counter[str] = Counter()
         self.replaced: tuple[str, ...] = ()
         self.adapter.model.train()
+
+    @cached_property
+    def key(self) -> str:
+        """What a resume point must have been written by."""
+        return resume.key(self)
 
     @property
     def steps(self) -> int:
