@@ -7,6 +7,7 @@ variants differ by up to 0.03 in normalised pixels.
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import zipfile
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -87,6 +89,16 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
+def _processor(library: Any, folder: Path) -> Any:
+    """Return a checkpoint's processor with PIL's preprocessing of images."""
+    processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    if getattr(processor, "video_processor", None) is None:
+        return library.AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    # asked of the whole processor, PIL would be asked of the video part too, which has no such variant
+    processor.image_processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    return processor
+
+
 def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
     """Return model and processor of a checkpoint folder; see :func:`verify` for the errors."""
     import transformers
@@ -99,8 +111,8 @@ def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
         model, report = library.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, weights_only=True
         )
-        processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        processor = _processor(library, folder)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise UserError(
             f"{folder} cannot be loaded as an image-text-to-text checkpoint ({type(error).__name__}: {_reason(error)})"
         ) from error
@@ -252,12 +264,36 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         """Return the tokens of a gold reply with its end token, as students are trained on them.
 
         Raises:
-            UserError: for a reply without tokens.
+            UserError: for a reply without tokens, or one that the tokenizer joins with the prompt.
         """
-        ids = [int(token) for token in self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]]
+        tokenizer, prompt = self.processor.tokenizer, self._render("", 0)
+        if self._lead:  # a byte-level tokenizer has other tokens for a word after a space
+            before, whole = tokenizer([prompt, prompt + self._lead + answer], add_special_tokens=False)["input_ids"]
+            if whole[: len(before)] != before:
+                raise UserError(
+                    f"the tokenizer joins the gold answer {answer!r} with the prompt; evaluate with diagnostics: false"
+                )
+            ids = whole[len(before) :]
+        else:
+            ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
         if not ids:
             raise UserError(f"the gold answer {answer!r} has no tokens")
-        return [*ids, self._eos]
+        return [*map(int, ids), self._eos]
+
+    @functools.cached_property
+    def _lead(self) -> str:
+        """The white space that the chat template puts before a reply; none where it only renders prompts."""
+        prompt, said = self._render("", 0), "yes"
+        turns = [
+            {"role": who, "content": [{"type": "text", "text": text}]} for who, text in (("user", ""), ("assistant", said))
+        ]
+        try:
+            whole = str(self.processor.apply_chat_template(turns, add_generation_prompt=False, tokenize=False))
+        except (UserError, jinja2.TemplateError):  # a format that is only ever asked
+            return ""
+        reply = whole.removeprefix(prompt)
+        lead = reply[: len(reply) - len(reply.lstrip())]
+        return lead if whole.startswith(prompt) and reply.startswith(lead + said) else ""
 
     @torch.inference_mode()
     def gold_logprobs(self, prompts: Sequence[str], images: Sequence[Pixels | None], answers: Sequence[str]) -> list[Floats32]:
