@@ -22,8 +22,8 @@ from harness.stages import corpus
 from harness.training_plan import corpus_places
 from students import registry
 
-#: What is known about a number: counted from files here, or declared by the preset.
-Known = Literal["measured", "declared"]
+#: What a number is known from: files that are here, the size of such files, or what the preset declares.
+Known = Literal["its files", "its file sizes", "the preset"]
 _WORDS = 100.0
 
 
@@ -41,14 +41,15 @@ def sizes(blueprint: Blueprint) -> dict[str, Sized]:
     for role in ("teacher", "base", *blueprint.models.external):
         declared = blueprint.preset.declared.get(role)
         source = blueprint.sources.of(role)
-        if isinstance(source, str) and (measured := _measured(source, declared)) is not None:
-            found[role] = Sized(measured, "measured")
+        measured = _measured(source, declared) if isinstance(source, str) else None
+        if measured is not None:
+            found[role] = measured
         elif declared is not None:
-            found[role] = Sized(declared, "declared")
+            found[role] = Sized(declared, "the preset")
     return found
 
 
-def _measured(source: str, declared: ModelSize | None) -> ModelSize | None:
+def _measured(source: str, declared: ModelSize | None) -> Sized | None:
     """Return what the files of a model say; None where it is not here, or does not say enough."""
     try:
         folder = model_path(source)
@@ -57,7 +58,7 @@ def _measured(source: str, declared: ModelSize | None) -> ModelSize | None:
         return None
     if shape is None:
         return None
-    return ModelSize(
+    size = ModelSize(
         parameters=held.parameters,
         tower=held.tower if held.exact or declared is None else declared.tower,
         hidden=shape.hidden,
@@ -67,6 +68,7 @@ def _measured(source: str, declared: ModelSize | None) -> ModelSize | None:
         vision_tokens=1 if declared is None else declared.vision_tokens,
         gib=held.size / 2**30,
     )
+    return Sized(size, "its files" if held.exact else "its file sizes")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def trainings(blueprint: Blueprint, root: Path, known: Mapping[str, Sized]) -> l
             kept = stage.training.model_copy(update={"gradient_checkpointing": False})
             plain = estimates.memory(kept, known["base"].size, teacher, words, energies, spans)["activations"]
         steps = stage.training.steps if rows is None else estimates.steps(stage.training, rows)
-        found.append(Training(stage, rows, "measured" if index.is_file() else "declared", words, steps, memory, plain))
+        found.append(Training(stage, rows, "its files" if index.is_file() else "the preset", words, steps, memory, plain))
     return found
 
 
@@ -222,12 +224,11 @@ def _models(console: Console, blueprint: Blueprint, known: Mapping[str, Sized], 
         numbers = ("?", "?", "?", "-")
         if size is not None:
             each = size.size
-            basis = "its files" if size.known == "measured" else "the preset"
             numbers = (
                 f"{each.parameters / 1e9:.2f} B",
                 f"{each.tower / 1e9:.2f} B",
                 f"{each.gib * 2**30 / needs.GB:.1f}",
-                basis,
+                size.known,
             )
         if isinstance(source, str):
             table.add_row(role, *numbers, source, "missing" if source in lost else "yes")
@@ -241,15 +242,21 @@ def _models(console: Console, blueprint: Blueprint, known: Mapping[str, Sized], 
 
 
 def _corpora(console: Console, blueprint: Blueprint, planned: Sequence[Training]) -> None:
-    table = _table("Training data", "corpus", "format", "rows", "known from", "file and images")
+    table = _table("Training data", "corpus", "format", "rows", "known from", "rows' file GB", "file and images")
     for name in blueprint.training.corpora:
         each = next(training for training in planned if training.stage.corpus == name)
         source = blueprint.preset.corpora[name]
         rows = "?" if each.rows is None else f"{each.rows:,}"
-        places = f"{source.file}, {source.images}/" if source.file is not None else source.source
+        places = f"{source.file}, {source.images}/" if source.file is not None else source.source or "this package"
+        size = None if source.gib is None else source.gib * 2**30
         if source.file is not None and blueprint.data_root is not None:
-            places = ", ".join(corpus_places(source, blueprint.data_root).values())
-        table.add_row(name, source.format, rows, "its index" if each.rows_known == "measured" else "the preset", places)
+            found = corpus_places(source, blueprint.data_root)
+            places = ", ".join(found.values())
+            size = Path(found["file"]).stat().st_size if Path(found["file"]).is_file() else size
+        table.add_row(
+            name, source.format, rows, "its index" if each.rows_known == "its files" else each.rows_known,
+            "?" if size is None else f"{size / needs.GB:.2f}", places,
+        )  # fmt: skip
     console.print(table)
 
 

@@ -122,19 +122,10 @@ def run(
     session.prepare(_resolved(device), not no_network)
     if not online:
         offline()
-    given: dict[str, object] = {
-        "students": students,
-        "tasks": tasks,
-        "seeds": seeds,
-        "limit": limit,
-        "device": device,
-        "retrain": retrain_teacher,
-        "model": model,
-        "data_root": None if where is None else str(where),
-        "live_teacher": live_teacher,
-        "skip_unreadable": skip_unreadable,
-    }
-    overrides = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
+    overrides = _overrides(
+        students=students, tasks=tasks, seeds=seeds, limit=limit, device=device, retrain=retrain_teacher, model=model,
+        data_root=None if where is None else str(where), live_teacher=live_teacher, skip_unreadable=skip_unreadable,
+    )  # fmt: skip
     session.run(_resolved(device), overrides, cli.command_line(MODULE, sys.argv[1:]))
 
 
@@ -151,6 +142,11 @@ _DEFAULTS: dict[str, object] = {
     "live_teacher": False,
     "skip_unreadable": 0,
 }
+
+
+def _overrides(**given: object) -> dict[str, object]:
+    """Return the options that differ from their defaults."""
+    return {name: value for name, value in given.items() if value != _DEFAULTS[name]}
 
 
 def _check_device(device: str) -> None:

@@ -234,7 +234,7 @@ def test_disk_counts_every_student_and_stage(tmp_path):
     blueprint = Blueprint(preset, preset.models, None, wanted, tmp_path, absent(preset))
     known = outlook.sizes(blueprint)
     assert {role: each.known for role, each in known.items()} == dict.fromkeys(
-        ("teacher", "base", "mobilevlm-v2-1.7b"), "declared"
+        ("teacher", "base", "mobilevlm-v2-1.7b"), "the preset"
     )
     parts = outlook.disk(blueprint, tmp_path, known)
     # 4 students x 2 stages; 1.3715 B that learn in float32, 0.3035 B of the tower in bfloat16

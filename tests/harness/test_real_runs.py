@@ -115,6 +115,8 @@ def test_the_plan_says_what_will_happen(world):
     ):
         assert words in out
     assert not (world / "nowhere").exists()
+    teacher = next(line for line in out.splitlines() if line.strip().startswith("teacher"))
+    assert "its file sizes" in teacher, "a .bin file is not opened"
 
 
 def test_both_stages_of_both_students_are_there(whole):
@@ -194,7 +196,7 @@ def test_killed_in_the_second_stage_and_resumed(world, whole):
     process = subprocess.Popen(command(world, path, "killed", *only), cwd=world, env=environment(world), **quiet)
     done = world / "killed" / "students" / recipe / "seed0"
     resume = done.with_name("seed0.partial") / "resume"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (resume.is_dir() and any(resume.rglob("*"))) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
