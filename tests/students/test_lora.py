@@ -15,7 +15,7 @@ from students.options import DistilOptions, Lora
 from students.recipe import parse
 
 LORA = Lora(rank=2, alpha=6, dropout=0.1)
-OPTIONS = DistilOptions(steps=3, rows=4, optimiser="adamw", lr=2e-2, warmup=0, flush_every=1, lora=LORA)
+OPTIONS = DistilOptions(steps=2, rows=3, optimiser="adamw", lr=2e-2, warmup=0, flush_every=1, lora=LORA)
 
 
 @pytest.fixture(scope="module")

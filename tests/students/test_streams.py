@@ -86,7 +86,7 @@ def record(out):
     ],
 )
 def test_every_channel_learns_on_rows_of_every_kind(run, mixed, pair, recipe, variant):
-    out = run(recipe, mixed, options=OPTIONS.model_copy(update={"steps": 6}), variant=variant)
+    out = run(recipe, mixed, variant=variant)
     lines = dynamics(out)
     for channel in parse(recipe).energies:
         first, last = (np.mean([line["loss"][channel] for line in part]) for part in (lines[:2], lines[-2:]))
@@ -269,8 +269,8 @@ SINGLE = [row for row in MIXED if len(row[0]) < 2]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_familys_training_goes_on_after_a_kill(others, tmp_path, family):
     inputs = StreamInputs(others(family), MemoryCorpus(SINGLE), others(family, "teacher"))
-    options = OPTIONS.model_copy(update={"save_every": 1, "steps": 3, "rows": 2, "micro_rows": None, "flush_every": 1})
-    killed("ce+fkl@instance", options, inputs, tmp_path / "killed", at=2)
+    options = OPTIONS.model_copy(update={"save_every": 1, "steps": 2, "rows": 2, "micro_rows": None, "flush_every": 1})
+    killed("ce+fkl@instance", options, inputs, tmp_path / "killed", at=1)
     for name in ("killed", "whole"):
         distil(parse("ce+fkl@instance"), options, inputs, 0, tmp_path / name, lambda *_: None)
     identical(tmp_path / "killed", tmp_path / "whole")
@@ -281,7 +281,7 @@ def test_the_papers_other_pair_has_every_channel(run, others, recipe):
     """LLaVA with Qwen2 inside, of two sizes (Table 5)."""
     variant = Variant(energies={"align_kd": {"k": 3}}) if "align_kd" in recipe else None
     inputs = StreamInputs(others("llava_qwen"), MemoryCorpus(MIXED), others("llava_qwen", "teacher"))
-    lines = dynamics(run(recipe, inputs, options=OPTIONS.model_copy(update={"steps": 8}), variant=variant))
+    lines = dynamics(run(recipe, inputs, variant=variant))
     for channel in parse(recipe).energies:
         assert np.mean([line["loss"][channel] for line in lines[-2:]]) < np.mean([line["loss"][channel] for line in lines[:2]])
 
