@@ -97,9 +97,7 @@ class Recorder:
         """What :meth:`restore` needs, in tensors and plain values; call :meth:`flush` before."""
         frame = self._frame()
         columns = {name: frame[name].to_numpy() for name in BETAS}
-        betas = {
-            name: column.tolist() if BETAS[name] == "str" else torch.tensor(column) for name, column in columns.items()
-        }
+        betas = {name: column.tolist() if BETAS[name] == "str" else torch.tensor(column) for name, column in columns.items()}
         return {
             "bytes": self.path.stat().st_size, "samples": self.samples, "betas": betas, "final": self.final,
             "snapshots": self.snapshots,
