@@ -59,7 +59,7 @@ def world(tmp_path_factory):
     clip_tower(folder / "tower")
     mobilevlm_twin(folder / "teacher", "teacher", seed=1)
     mobilevlm_twin(folder / "public", "student", seed=2)
-    twin("llava_qwen", folder / "other", "student")
+    twin("qwen2_5_vl", folder / "other", "student")
     captions(llava_corpus(folder / "data" / "captions", rows=20, text_only=0.0).json)
     llava_corpus(folder / "data" / "instructions", rows=30, seed=1)
     return folder
