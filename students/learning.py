@@ -47,7 +47,13 @@ class Learning:
             model = adapter.model
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+        self.teacher: Adapter | None = None
         self.before = self._digests()
+
+    def watch(self, teacher: Adapter) -> None:
+        """Hold a live teacher to the same: nothing of it may change."""
+        self.teacher = teacher
+        self.before |= self._digests_of_teacher()
 
     def _still(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that must not change: frozen parameters, and saved buffers of modules that learn nothing."""
@@ -61,13 +67,17 @@ class Learning:
     def _digests(self) -> dict[str, str]:
         return {name: digest_tensors([(name, tensor)]) for name, tensor in self._still()}
 
+    def _digests_of_teacher(self) -> dict[str, str]:
+        named = self.teacher.model.state_dict().items() if self.teacher is not None else ()
+        return {f"teacher: {name}": digest_tensors([(name, tensor)]) for name, tensor in named}
+
     def check(self) -> None:
         """Compare the frozen tensors with what they were.
 
         Raises:
             RuntimeError: naming those that changed.
         """
-        after = self._digests()
+        after = self._digests() | self._digests_of_teacher()
         changed = sorted(name for name, value in self.before.items() if after.get(name) != value)
         if changed:
             raise RuntimeError(f"{len(changed)} frozen tensor(s) changed in training: {', '.join(changed[:5])}")

@@ -79,6 +79,8 @@ class Training:
         self.feed, self.voice = inputs.opened(given, recipe, variant, options, seed, self.adapter, self.wanted, read, where)
         vocabulary = inputs.common_vocabulary(self.adapter, self.voice)
         teacher = self.voice.adapter if self.voice else None
+        if teacher is not None:
+            self.learning.watch(teacher)
         widths = taps.widths(self.wanted, self.adapter, teacher) if teacher else {}
         # generators of their own, so that no loss or weighting moves anything else's random numbers
         with torch.random.fork_rng(devices=[]):

@@ -52,8 +52,23 @@ def test_a_frozen_tensor_that_changes_is_an_error(train, monkeypatch, tmp_path):
     assert not (tmp_path / "ce" / "student").exists()
 
 
+def test_a_teacher_that_changes_is_an_error_too(train, monkeypatch):
+    plain = Training.step
+
+    def careless(self, number, members):
+        plain(self, number, members)
+        with torch.no_grad():
+            self.voice.adapter.model.lm_head.weight[0, 0] += 1e-3
+
+    monkeypatch.setattr(Training, "step", careless)
+    with pytest.raises(RuntimeError, match="changed in training: teacher: "):
+        train("ce+fd", options=TINY)
+
+
 def test_the_frozen_digest_is_of_the_frozen_tensors(train):
-    one, other = (json.loads((train(r, options=TINY) / "training.json").read_text()) for r in ("ce", "ce+fkl"))
+    one, other = (
+        json.loads((train(r, options=TINY) / "training.json").read_text()) for r in ("ce", "ce+fkl")
+    )  # from the signal
     assert one["frozen"] == other["frozen"]
     more = json.loads(
         (train("ce", "p", options=TINY.model_copy(update={"learn": ("projector",)})) / "training.json").read_text()

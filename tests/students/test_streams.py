@@ -14,7 +14,7 @@ from twin_families import FAMILIES, LLAVA_TEMPLATE, twin
 from twins import mobilevlm_twin
 
 from harness.base import UserError
-from students import checkpoint, models, taps
+from students import checkpoint, energies, models, taps, weightings
 from students.batch import TokenBatch
 from students.data.conversations import UnreadableImage
 from students.distil import StreamInputs, distil
@@ -49,7 +49,8 @@ def others(tmp_path_factory):
 
     def get(family, size="student"):
         if (family, size) not in made:
-            made[family, size] = twin(family, where / f"{family}-{size}", size, seed=len(made))
+            kind, rows = ("teacher", 512) if size == "padded" else (size, None)
+            made[family, size] = twin(family, where / f"{family}-{size}", kind, seed=len(made), vocabulary=rows)
         return made[family, size]
 
     return get
@@ -274,6 +275,25 @@ def test_each_familys_training_goes_on_after_a_kill(others, tmp_path, family):
     for name in ("killed", "whole"):
         distil(parse("ce+fkl@instance"), options, inputs, 0, tmp_path / name, lambda *_: None)
     identical(tmp_path / "killed", tmp_path / "whole")
+
+
+EVERY = [f"ce+{name}" for name in energies.names()]
+EVERY += [f"ce+fkl+fd@{name}" for name in weightings.names() if name != "oracle"]
+
+
+@pytest.mark.parametrize("recipe", EVERY)
+def test_every_energy_and_every_weighting_takes_streams(run, others, recipe):
+    """Beside each other: rows with none, one and several images; two micro-batches of unequal size; a padded teacher's head."""
+    variant = Variant(energies={"align_kd": {"k": 3}}) if "align_kd" in recipe else None
+    inputs = StreamInputs(others("llava_qwen"), MemoryCorpus(MIXED), others("llava_qwen", "padded"))
+    out = run(recipe, inputs, options=OPTIONS.model_copy(update={"steps": 1, "rows": 8, "micro_rows": 5}), variant=variant)
+    (line,) = dynamics(out)
+    assert all(np.isfinite(line["loss"][channel]) for channel in parse(recipe).channels)
+
+
+def test_the_planted_truth_is_unknown_of_a_stream(run, small):
+    with pytest.raises(UserError, match="planted truth"):
+        run("ce+fkl@oracle", small)
 
 
 @pytest.mark.parametrize("recipe", ["ce+fd+fkl", "ce+align_kd@fixed@k", "ce+llava_kd"])
