@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.base import digest
-from students import lora
+from students import lora, models
 from students.checkpoint import digest_tensors
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class Learning:
 
     Args:
         adapter: the student, changed in place.
+        base: the checkpoint folder that it came from, whose frozen values are saved again.
         options: of the training.
         seed: of the start of LoRA's matrices.
 
@@ -30,12 +31,13 @@ class Learning:
         UserError: for LoRA targets that the model does not have.
     """
 
-    def __init__(self, adapter: Adapter, options: DistilOptions, seed: int) -> None:
-        self.adapter, self.lora = adapter, options.lora
+    def __init__(self, adapter: Adapter, base: Path, options: DistilOptions, seed: int) -> None:
+        self.adapter, self.base, self.lora = adapter, base, options.lora
+        self.rounded = options.frozen_dtype == "bfloat16"
         adapter.learn(options.learn)
         if options.lora is not None:
             lora.attach(adapter, options.lora, seed)
-        if options.frozen_dtype == "bfloat16":
+        if self.rounded:
             for _, parameter in adapter.frozen():
                 if parameter.ndim > 1:  # norms and biases are small, and norms take no half-precision weights everywhere
                     parameter.data = parameter.data.to(torch.bfloat16)
@@ -97,6 +99,12 @@ class Learning:
             for name, tensor in state.items():
                 here[name].copy_(tensor)
 
+    def _exact(self) -> None:
+        """Give frozen parameters the base's values again, of which training kept a rounded copy."""
+        kept = models.load(self.base).model.state_dict()
+        for name, parameter in self.adapter.frozen():
+            parameter.data = kept[name.replace(lora.INSIDE, "")].to(parameter.device)
+
     def save(self, out: Path) -> dict[str, Any]:
         """Write ``student/`` into ``out``, merged and plain, and ``adapter/`` where LoRA was used; return the facts.
 
@@ -109,8 +117,8 @@ class Learning:
             "learned": {"tensors": len(learned), "parameters": sum(learned)},
             "frozen": {"tensors": len(self.before), "sha256": digest(self.before)},
         }
-        for _, parameter in self.adapter.frozen():
-            parameter.data = parameter.data.float()  # exact, and one type for the whole checkpoint
+        if self.rounded:
+            self._exact()
         if self.lora is not None:
             lora.save(self.adapter, out / "adapter")
             lora.merge(self.adapter)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from students.models._base import Adapter
 
 _NAME = "default"
+#: What peft puts into the name of a layer that has matrices beside it.
+INSIDE = ".base_layer"
 
 
 def targets(adapter: Adapter, words: tuple[str, ...] | None) -> list[str]:

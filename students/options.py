@@ -72,7 +72,8 @@ class DistilOptions(Strict):
         megabatch: with grouping, rows of one kind that are sorted together, a divisor of ``rows``; None for ``rows``.
         live_teacher: ask the teacher at every step, where packed data would read the cached signal; streams always do.
         teacher_dtype: what a live teacher's weights are stored in.
-        frozen_dtype: what the matrices of the student's frozen parts are kept in; the checkpoint holds their rounded values.
+        frozen_dtype: what the matrices of the student's frozen parts are kept in while it trains; the checkpoint holds the
+            base's values.
     """
 
     steps: Count | None = None

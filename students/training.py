@@ -72,7 +72,7 @@ class Training:
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=options.precision)
         where = self.accelerator.device
         self.adapter = models.load(given.base, str(where))
-        self.learning = Learning(self.adapter, options, seed)
+        self.learning = Learning(self.adapter, given.base, options, seed)
         self.wanted = frozenset().union(*(energies.needs(c) for c in recipe.energies)) & taps.NAMES
         name = recipe.weighting or "fixed"
         read = weightings.features(name, variant.weighting)

@@ -101,6 +101,5 @@ def test_over_a_frozen_half_precision_model_the_matrices_are_float32(bases, tmp_
     assert {t.dtype for _, t in checkpoint.tensors(out / "adapter" / "adapter_model.safetensors")} == {torch.float32}
     before, after = models.load(bases["mobilevlm"]).model.state_dict(), models.load(out / "student").model.state_dict()
     name = "model.layers.0.self_attn.q_proj.weight"
-    change = after[name] - before[name].bfloat16().float()
-    assert 0 < torch.linalg.matrix_rank(change, rtol=1e-3) <= 2
-    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"].bfloat16().float())
+    assert 0 < torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2  # of the base's own values
+    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
