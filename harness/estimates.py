@@ -124,10 +124,9 @@ def steps(options: DistilOptions, corpus_rows: int) -> int:
     return int(options.epochs * (corpus_rows // options.rows) + 1e-9)
 
 
-def checkpoint_bytes(options: DistilOptions, student: ModelSize) -> float:
-    """Return the size of a student's checkpoint: what learned in float32, the rest as it is stored."""
-    learns = learned(options, student) if options.lora is None else float(student.parameters - student.tower)
-    return 4.0 * learns + _WIDTH[options.frozen_dtype] * (student.parameters - learns)
+def checkpoint_bytes(student: ModelSize) -> float:
+    """Return the size of a student's checkpoint: all of it in float32."""
+    return 4.0 * student.parameters
 
 
 def resume_bytes(options: DistilOptions, student: ModelSize) -> float:

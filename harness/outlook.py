@@ -133,9 +133,9 @@ def disk(blueprint: Blueprint, root: Path, known: Mapping[str, Sized]) -> dict[s
         size = known["base"].size
         for stage in earlier:
             if stage is not None and not (root / earlier_folder(name, seed, stage.name)).exists():
-                parts["students"] += estimates.checkpoint_bytes(stage.training, size)
+                parts["students"] += estimates.checkpoint_bytes(size)
         if not (root / student_folder(name, seed)).exists():
-            parts["students"] += estimates.checkpoint_bytes(last.training, size)
+            parts["students"] += estimates.checkpoint_bytes(size)
             parts["resume points"] = max(estimates.resume_bytes(each.training, size) for each in preset.stages)
     if isinstance(blueprint.sources.of("base"), Assemble) and "base" in known:
         parts["assembled base"] = 4.0 * known["base"].size.parameters

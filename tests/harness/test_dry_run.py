@@ -24,11 +24,10 @@ def call(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
 
-    def do(*arguments, heavy=False):
-        for name in ("torch", "transformers", "lmms_eval"):
-            (light / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
-            if heavy:
-                (light / f"{name}.py").unlink()
+    for name in ("torch", "transformers", "lmms_eval"):
+        (light / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+
+    def do(*arguments):
         path = f"{light}{os.pathsep}{HOME}"
         env = {**os.environ, "PYTHONPATH": path, "HF_HOME": str(tmp_path / "hub"), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
         for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):

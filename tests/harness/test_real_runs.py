@@ -14,6 +14,7 @@ import pytest
 from no_network import block
 
 import harness
+from harness import weights as sizes
 from harness.base import digest_file, read_json, read_jsonl
 
 HOME = Path(harness.__file__).parents[1]
@@ -128,6 +129,8 @@ def test_both_stages_of_both_students_are_there(whole):
         ):
             assert (folder / "student" / "config.json").is_file()
             assert [row["step"] for row in read_jsonl(folder / "dynamics.jsonl")] == list(range(1, steps + 1))
+    base, student = (sizes.read(root / folder) for folder in ("models/base", "students/ce/seed0/student"))
+    assert student.size == pytest.approx(4 * base.parameters, rel=0.1), "what harness/estimates.py counts on: all in float32"
     assert not list(root.rglob("*.partial")), "nothing half-made is left"
     assert not list((root / "students").rglob("resume")), "resume points are gone with what they were for"
 
