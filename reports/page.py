@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
 
+from reports.escape import breakable as breakable
+from reports.escape import markdown as markdown
+from reports.escape import markdown_code as markdown_code
+from reports.escape import prose_html as prose_html
+from reports.escape import prose_markdown as prose_markdown
+from reports.escape import prose_tex as prose_tex
+from reports.escape import tex as tex
+from reports.escape import tex_code as tex_code
 from reports.frames import Run
 from reports.notes import DASH
 from reports.sentences import Conclusion
@@ -20,63 +27,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 32
 #: Students that are named beside one reply before the rest is counted.
 MOST_NAMED = 8
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "β": r"$\beta$", "|": r"\textbar{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "λ": r"$\lambda$", '"': r"\textquotedbl{}", "§": r"\S{}",
-    "ρ": r"$\rho$", "±": r"$\pm$",
-}  # fmt: skip
-
-
-def tex(text: object) -> str:
-    """Escape for LaTeX text."""
-    return "".join(_TEX.get(c, c) for c in str(text))
-
-
-def tex_code(text: object) -> str:
-    """Set a name in typewriter, breakable after ``+`` and ``@``; a quote character needs no T1 font there."""
-    safe = "".join("{\\textquotedbl}" if c == '"' else _TEX.get(c, c) for c in str(text))
-    return r"\texttt{" + re.sub(r"([+@])", r"\1\\allowbreak{}", safe) + "}"
-
-
-def markdown(text: object) -> str:
-    """Escape for Markdown running text and table cells; one line."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
-
-
-def markdown_code(text: object) -> str:
-    """Set a name as code; a pipe would end a table cell even there."""
-    flat = " ".join(str(text).split()).replace("|", "\\|")
-    fence = "``" if "`" in flat else "`"
-    return f"{fence}{flat}{fence}"
-
-
-def _with_code(text: str, plain: Any, code: Any) -> str:
-    """Treat what stands between backticks as code and the rest as text."""
-    parts = str(text).split("`")
-    return "".join(str(code(p) if k % 2 else plain(p)) for k, p in enumerate(parts))
-
-
-def prose_markdown(text: str) -> str:
-    """Escape a sentence with `names` for Markdown."""
-    return _with_code(text, lambda p: re.sub(r"([\\*_<>|#])", r"\\\1", p), markdown_code)
-
-
-def prose_tex(text: str) -> str:
-    """Escape a sentence with `names` for LaTeX."""
-    return _with_code(text, tex, tex_code)
-
-
-def _breakable(text: object) -> Markup:
-    """Escape a name for HTML and let long recipes break after + and @."""
-    return Markup(re.sub(r"([+@])", r"\1<wbr>", str(escape(text))))
-
-
-def prose_html(text: str) -> Markup:
-    """Escape a sentence with `names` for HTML."""
-    return Markup(_with_code(text, escape, lambda p: f"<code>{_breakable(p)}</code>"))
-
 
 # ---- tables ----------------------------------------------------------------------------------------------------------------
 
@@ -170,7 +120,7 @@ def _environment(**options: Any) -> jinja2.Environment:
 def html_environment() -> jinja2.Environment:
     """Autoescape on for everything."""
     environment = _environment(autoescape=True)
-    environment.filters.update(prose=prose_html, breakable=_breakable)
+    environment.filters.update(prose=prose_html, breakable=breakable)
     environment.globals.update(track=track, tracks=_tracks, stacked=stacked, dash=DASH, most_named=MOST_NAMED)
     return environment
 
