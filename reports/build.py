@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base import atomic_path, unknown, write_text
-from reports import frames, page, tables
+from reports import frames, markup, page, provenance, tables
 from reports.conclusions import conclusions
 from reports.figures import Drawing, drawings, style
 from reports.frames import Irrelevant, Missing, Run
@@ -66,9 +66,9 @@ def build(
     written += _table_files(shown, formats, target / "tables")
     context = _context(estimates, shown, drawn)
     if "md" in formats:
-        written.append(_write(target / "report.md", page.markdown_environment(), "report.md.jinja", context))
+        written.append(_write(target / "report.md", markup.markdown_environment(), "report.md.jinja", context))
     if "tex" in formats:
-        written.append(_write(target / "report.tex", page.tex_environment(), "report.tex.jinja", context))
+        written.append(_write(target / "report.tex", markup.tex_environment(), "report.tex.jinja", context))
     if "html" in formats:
         disputed, missing = _samples(loaded)
         context = {**context, "samples": disputed, "samples_missing": missing}
@@ -97,9 +97,9 @@ def _table_files(parts: Sequence[Part], formats: Sequence[str], folder: Path) ->
         written.append(path)
         context: dict[str, Any] = {"part": part}
         if "md" in formats:
-            written.append(_write(folder / f"{part.name}.md", page.markdown_environment(), "table.md.jinja", context))
+            written.append(_write(folder / f"{part.name}.md", markup.markdown_environment(), "table.md.jinja", context))
         if "tex" in formats:
-            written.append(_write(folder / f"{part.name}.tex", page.tex_environment(), "table.tex.jinja", context))
+            written.append(_write(folder / f"{part.name}.tex", markup.tex_environment(), "table.tex.jinja", context))
     return written
 
 
@@ -151,17 +151,17 @@ def _samples(run: Run) -> tuple[list[Sample], str | None]:
 def _context(estimates: Estimates, shown: Sequence[Part], drawn: Sequence[Part]) -> dict[str, Any]:
     run = estimates.run
     return {
-        "title": page.lead(run),
+        "title": provenance.lead(run),
         "description": " ".join(run.manifest.preset.description.split()),
         "suite": run.suite,
-        "facts": page.facts(run),
-        "conclusions": page.ordered(conclusions(estimates)),
+        "facts": provenance.facts(run),
+        "conclusions": provenance.ordered(conclusions(estimates)),
         "tables": shown,
         "figures": drawn,
-        "provenance": page.provenance(run, estimates.resamples),
-        "regenerate": f"python -m harness.report --run {run.folder.name}",
+        "provenance": provenance.told(run, estimates.resamples),
+        "regenerate": provenance.regenerate([run]),
         "digest": run.digest[:16],
-        "run_name": run.folder.name,
+        "run_name": run.name,
     }
 
 

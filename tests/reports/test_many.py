@@ -8,7 +8,7 @@ import pytest
 import simulate
 
 from harness.base import UserError, read_jsonl, write_jsonl
-from reports import figures, frames, page, tables
+from reports import figures, frames, markup, tables
 from reports.build import build
 from reports.conclusions import conclusions
 from reports.figures import style
@@ -161,14 +161,14 @@ def test_what_has_no_room_is_said(weighed, monkeypatch):
 
 
 def test_long_tables_are_cut_for_paper_and_lose_no_row(weighed, monkeypatch):
-    monkeypatch.setattr(page, "MOST_ROWS", 20)
+    monkeypatch.setattr(markup, "MOST_ROWS", 20)
     table = tables.build("accuracy", layouts()["accuracy"], weighed)
-    pages = page.tex_pages(table)
+    pages = markup.tex_pages(table)
     assert len(pages) == 2
     assert [row for part in pages for row in part] == list(table.rows)
     assert max(map(len, pages)) <= page.MOST_ROWS
     part = type("Part", (), {"name": "accuracy", "title": table.title, "caption": "c", "table": table})
-    text = page.tex_environment().get_template("table.tex.jinja").render(part=part)
+    text = markup.tex_environment().get_template("table.tex.jinja").render(part=part)
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
     assert text.count(r"\label{") == 1 and "continued" in text
 
