@@ -1,0 +1,49 @@
+"""Sentences that captions share: how many trainings, steps and questions there are, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from reports.frames import Run
+from reports.measures import Estimates
+from reports.statistics import Difference, Interval
+
+
+def trainings(estimates: Estimates) -> str:
+    """How many steps and seeds the logged trainings have, and which students of the run have none."""
+    run = estimates.run
+    frame = run.dynamics
+    seeds = frame.groupby("student")["seed"].nunique()
+    steps = frame.groupby(["student", "seed"])["step"].nunique()
+    absent = [s for s in run.manifest.students if s not in seeds.index]
+    text = f"n = {_span(steps)} optimiser steps per training, {_span(seeds)} seed(s) per student; no intervals of sampling."
+    return text + (f" Without a log, and not drawn: {', '.join(absent)}." if absent else "")
+
+
+def questions(found: Iterable[Interval | Difference], level: float) -> str:
+    """How many questions, clusters and seeds stand behind numbers, and what their bars are."""
+    results = list(found)
+    seeds = {n for e in results for n in (e.seeds if isinstance(e, Difference) else (e.seeds,))}
+    made = " or ".join(sorted({e.method for e in results} - {"none"}))
+    bars = f"bars: {100 * level:g} % intervals ({made})" if made else "no interval can be given"
+    return (
+        f"n = {_span(e.n for e in results)} questions in {_span(e.clusters for e in results)} clusters, "
+        f"{_span(seeds)} seed(s); {bars}."
+    )
+
+
+def unroomy(names: Sequence[str]) -> list[str]:
+    """What is left out for want of room, in words; empty where nothing is."""
+    return [f"Not drawn, for want of room: {', '.join(names)}."] if names else []
+
+
+def several_seeds(run: Run) -> bool:
+    """Whether students were trained more than once."""
+    return len(run.manifest.seeds) > 1
+
+
+def _span(values: Iterable[int]) -> str:
+    found = sorted({int(v) for v in values})
+    if not found:
+        return "0"
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
