@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.base import atomic_path, unknown, write_text
-from reports import frames, markup, page, provenance, tables
+from reports import explorer, frames, markup, page, provenance, tables
 from reports.conclusions import conclusions
 from reports.figures import Drawing, drawings, style
-from reports.frames import Irrelevant, Missing, Run
+from reports.frames import Irrelevant, Missing
 from reports.measures import Estimates
 from reports.notes import seeds_note
-from reports.samples import Sample, samples
 from reports.statistics import LEVEL, RESAMPLES
 from reports.tables import Computed, Layout, Table
 
@@ -70,8 +69,8 @@ def build(
     if "tex" in formats:
         written.append(_write(target / "report.tex", markup.tex_environment(), "report.tex.jinja", context))
     if "html" in formats:
-        disputed, missing = _samples(loaded)
-        context = {**context, "samples": disputed, "samples_missing": missing}
+        context = {**context, "explorer": explorer.write(loaded, target)}
+        written.extend(context["explorer"]["files"])
         written.append(_write(target / "index.html", page.html_environment(), "index.html.jinja", context))
     return written
 
@@ -139,13 +138,6 @@ def _draw(drawing: Drawing, estimates: Estimates, folder: Path, dark: bool) -> l
                 style.save(figure, folder / name)
                 written.append(folder / name)
     return written
-
-
-def _samples(run: Run) -> tuple[list[Sample], str | None]:
-    try:
-        return samples(run), None
-    except Missing as missing:
-        return [], str(missing)
 
 
 def _context(estimates: Estimates, shown: Sequence[Part], drawn: Sequence[Part]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def write(runs: Run | Sequence[Run], folder: Path) -> dict[str, Any]:
 
 def _write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     asked, notes = _Asked(), list[str]()
-    sources = [_ask(run, f"{run.folder.name}: " if len(runs) > 1 else "", asked, folder, notes) for run in runs]
+    sources = [_ask(run, f"{run.name}: " if len(runs) > 1 else "", asked, folder, notes) for run in runs]
     students = [(s, name) for s in sources for name in s.run.students if name in s.run.kinds]
     for source in sources:
         silent = [source.name(name) for name in source.run.students if name not in source.run.kinds]
@@ -294,7 +294,7 @@ def _picture_notes(asked: _Asked, shown: Sequence[pictures.Picture], sources: Se
     if asked.lost:
         notes.append(f"{len(asked.lost):,} pictures are not kept in the run's images/ and cannot be shown.")
     if any(p.place is None and max(p.width, p.height) > pictures.LONGEST for p in shown):
-        where = ", ".join(f"`{s.run.folder.name}/images`" for s in sources)
+        where = ", ".join(f"`{s.run.name}/images`" for s in sources)
         notes.append(
             f"Pictures are shown as thumbnails of at most {pictures.LONGEST} pixels: the page lies outside the run folder, "
             f"which holds the whole ones in {where}."

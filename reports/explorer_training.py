@@ -111,7 +111,7 @@ def _add_run(columns: _Columns, run: Run, prefix: str, seed: int, page: Path, sh
         else:
             column["clean" if name == "clean_answer" else name] += [columns.words.at(v) for v in values]
     column["id"] += [columns.words.at(i) for i in ids]
-    column["run"] += [columns.words.at(run.folder.name)] * len(ids)
+    column["run"] += [columns.words.at(run.name)] * len(ids)
     column["noisy"] += [int(v) for v in first["noisy"]]
     column["correct"] += [int(v) for v in first["teacher_correct"]]
     column["entropy"] += thousandths(first["teacher_entropy"].tolist())

@@ -9,9 +9,6 @@ from reports.markup import environment, stacked
 from reports.notes import DASH
 from reports.tables import Cell, Table
 
-#: Students that are named beside one reply before the rest is counted.
-MOST_NAMED = 8
-
 # ---- tables ----------------------------------------------------------------------------------------------------------------
 
 
@@ -50,5 +47,5 @@ def html_environment() -> jinja2.Environment:
     """Autoescape on for everything."""
     made = environment(autoescape=True)
     made.filters.update(prose=prose_html, breakable=breakable)
-    made.globals.update(track=track, tracks=_tracks, stacked=stacked, dash=DASH, most_named=MOST_NAMED)
+    made.globals.update(track=track, tracks=_tracks, stacked=stacked, dash=DASH)
     return made
