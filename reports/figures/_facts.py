@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from reports.frames import Run
 from reports.measures import Estimates
 from reports.statistics import Difference, Interval
 
@@ -16,7 +15,7 @@ def trainings(estimates: Estimates) -> str:
     seeds = frame.groupby("student")["seed"].nunique()
     steps = frame.groupby(["student", "seed"])["step"].nunique()
     absent = [s for s in run.manifest.students if s not in seeds.index]
-    text = f"n = {_span(steps)} optimiser steps per training, {_span(seeds)} seed(s) per student; no intervals of sampling."
+    text = f"n = {span(steps)} optimiser steps per training, {seeds_told(seeds)} per student; no intervals of sampling."
     return text + (f" Without a log, and not drawn: {', '.join(absent)}." if absent else "")
 
 
@@ -27,8 +26,8 @@ def questions(found: Iterable[Interval | Difference], level: float) -> str:
     made = " or ".join(sorted({e.method for e in results} - {"none"}))
     bars = f"bars: {100 * level:g} % intervals ({made})" if made else "no interval can be given"
     return (
-        f"n = {_span(e.n for e in results)} questions in {_span(e.clusters for e in results)} clusters, "
-        f"{_span(seeds)} seed(s); {bars}."
+        f"n = {span(e.n for e in results)} questions in {span(e.clusters for e in results)} clusters, "
+        f"{seeds_told(seeds)}; {bars}."
     )
 
 
@@ -37,12 +36,14 @@ def unroomy(names: Sequence[str]) -> list[str]:
     return [f"Not drawn, for want of room: {', '.join(names)}."] if names else []
 
 
-def several_seeds(run: Run) -> bool:
-    """Whether students were trained more than once."""
-    return len(run.manifest.seeds) > 1
+def seeds_told(values: Iterable[int]) -> str:
+    """Numbers of seeds in words: ``1 seed``, ``1 to 3 seeds`` (a given model has one)."""
+    found = {int(v) for v in values}
+    return f"{span(found)} seed{'s' if found != {1} else ''}"
 
 
-def _span(values: Iterable[int]) -> str:
+def span(values: Iterable[int]) -> str:
+    """Numbers in words: ``3,700``, or ``400 to 3,700``."""
     found = sorted({int(v) for v in values})
     if not found:
         return "0"

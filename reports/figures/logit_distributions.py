@@ -63,11 +63,11 @@ def moment_told(found: Snapshots, moment: str) -> str:
 def notes(estimates: Estimates) -> list[str]:
     """Numbers of logits and seeds, the steps, students without a snapshot, and what is left out."""
     found = snapshots(estimates)
-    n = sorted(count for s in found.students.values() for count in s.counts.values())
-    seeds = sorted({len(s.steps["early"]) for s in found.students.values()})
+    n = [count for s in found.students.values() for count in s.counts.values()]
+    seeds = _facts.seeds_told(len(s.steps["early"]) for s in found.students.values())
     out = [
-        f"Early is {moment_told(found, 'early')}, late {moment_told(found, 'late')}. n = {n[0]:,} to {n[-1]:,} logits per student and "
-        f"moment, {' or '.join(map(str, seeds))} seed(s); counts, without intervals."
+        f"Early is {moment_told(found, 'early')}, late {moment_told(found, 'late')}. n = {_facts.span(n)} logits per student and "
+        f"moment, {seeds}; counts, without intervals."
     ]
     absent = [s for s in estimates.run.manifest.students if s not in found.students]
     out += [f"Without a snapshot, and not drawn: {', '.join(absent)}."] if absent else []

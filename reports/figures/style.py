@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from harness.base import atomic_path
 from reports.frames import weighting
 from reports.statistics import Difference, Interval
+from tasks.catalogue import Protocol
 
 #: Width in inches of a figure: 17 cm, two columns of a page.
 WIDTH = 17.0 / 2.54
@@ -99,7 +100,7 @@ def look(student: str, students: Sequence[str], theme: Theme) -> Look:
 
 def size(marker: str, plain: float = 7.0) -> float:
     """Return a marker's size in points at which all look equally large."""
-    return plain * {"*": 1.6, "P": 1.3, "X": 1.3}.get(marker, 1.0)
+    return plain * {"*": 1.6, "P": 1.3, "X": 1.3, "v": 1.15, "^": 1.15}.get(marker, 1.0)
 
 
 @functools.cache
@@ -194,6 +195,11 @@ def steps(axes: Axes, most: int = 5) -> None:
     axes.set_xlabel("optimiser step")
     axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
     axes.tick_params(axis="x", labelbottom=True)
+
+
+def short(protocol: Protocol) -> str:
+    """Return a protocol's title without what the figure's own title says: the suite, in brackets."""
+    return protocol.title.partition(" (")[0]
 
 
 # ---- rows of students ------------------------------------------------------------------------------------------------------
