@@ -6,7 +6,14 @@ const Explorer = (() => {
   const PHONE = matchMedia("(max-width: 40rem)");
   const { element } = Page;
   const find = (selector) => document.querySelector(`#explorer ${selector}`);
-  const state = { tab: "questions", questions: null, training: null, seed: null, lists: {}, row: { questions: null, training: null } };
+  const state = {
+    tab: "questions",
+    seed: null,
+    questions: null,
+    training: null,
+    lists: {},
+    row: { questions: null, training: null },
+  };
 
   function options(select, pairs, value) {
     select.replaceChildren(...pairs.map(([key, text]) => element("option", { value: key }, text)));
@@ -16,7 +23,9 @@ const Explorer = (() => {
   function wanted(tab) {
     const form = find(`form[data-for=${tab}]`);
     const found = Object.fromEntries(new FormData(form));
-    for (const button of form.querySelectorAll("[aria-pressed]")) found[button.name] = button.getAttribute("aria-pressed") === "true";
+    for (const button of form.querySelectorAll("[aria-pressed]")) {
+      found[button.name] = button.getAttribute("aria-pressed") === "true";
+    }
     return found;
   }
 
@@ -65,9 +74,9 @@ const Explorer = (() => {
     const model = state[tab];
     const rows = model.select(wanted(tab));
     state.lists[tab].show(rows);
-    const what = tab === "questions" ? "questions" : "training samples";
-    find(`.count[data-for=${tab}]`).textContent = `${rows.length.toLocaleString("en")} of ${model.size.toLocaleString("en")} ${what}`;
-    find("").dataset.milliseconds = (performance.now() - started).toFixed(1);
+    const [n, of] = [rows.length, model.size].map((count) => count.toLocaleString("en"));
+    find(`.count[data-for=${tab}]`).textContent = `${n} of ${of} ${tab === "questions" ? "questions" : "training samples"}`;
+    document.querySelector("#explorer").dataset.milliseconds = (performance.now() - started).toFixed(1);
   }
 
   function categories() {
@@ -87,15 +96,16 @@ const Explorer = (() => {
     options(find("select[name=student]"), [["", "any student"], ...present]);
     options(find("select[name=baseline]"), present, String(model.present.includes(baseline) ? baseline : model.present[0]));
     find("select[name=teacher]").closest("label").hidden = model.teacher === null;
-    find("option[value=teacher-unsure]").hidden = model.teacher === null || model.answers.confidence[model.teacher] === undefined;
+    find("option[value=teacher-unsure]").hidden = model.answers.confidence[model.teacher] === undefined;
     categories();
   }
 
   function fillTraining(model) {
-    const pairs = model.counts("benchmark").map(([word, n]) => [String(word), `${model.data.strings[word] || "not recorded"} (${n.toLocaleString("en")})`]);
+    const counted = (word, n) => `${model.data.strings[word] || "not recorded"} (${n.toLocaleString("en")})`;
+    const pairs = model.counts("benchmark").map(([word, n]) => [String(word), counted(word, n)]);
     options(find("select[name=benchmark]"), [["", "All benchmarks"], ...pairs]);
-    const names = model.weights.map((w) => `${w.student}${model.weights.filter((o) => o.student === w.student).length > 1 ? `, ${w.channel}` : ""}`);
-    options(find("select[name=weight]"), names.map((name, k) => [String(k), name]), wanted("training").weight ?? "0");
+    const names = model.weights.map((w) => (model.several.has(w.student) ? `${w.student}, ${w.channel}` : w.student));
+    options(find("select[name=weight]"), names.map((name, k) => [String(k), name]), String(model.widest));
     find("select[name=blind]").closest("label").hidden = !model.column.blind.some(Boolean);
   }
 
@@ -113,7 +123,7 @@ const Explorer = (() => {
         refresh(tab);
       });
     }
-    form.querySelector(".reset").addEventListener("click", () => {
+    find(`.reset[data-for=${tab}]`).addEventListener("click", () => {
       form.reset();
       for (const button of form.querySelectorAll("[aria-pressed]")) press(button, false);
       if (tab === "questions") fillQuestions(state.questions);
@@ -156,7 +166,8 @@ const Explorer = (() => {
       state.training = new Samples.Training(loaded);
       fillTraining(state.training);
     }
-    find(".left-out").textContent = loaded.left_out ? `${loaded.left_out.toLocaleString("en")} more were recorded and are left out for size.` : "";
+    const left = loaded.left_out.toLocaleString("en");
+    find(".left-out").textContent = loaded.left_out ? `${left} more were recorded and are left out for size.` : "";
   }
 
   function folded() {
@@ -190,12 +201,14 @@ const Explorer = (() => {
   function begin() {
     const box = document.querySelector("#explorer");
     state.seed = box.dataset.seed;
-    state.lists.questions = SampleList.create(find("#list-questions"), (row) => SampleView.questionRow(state.questions)(row), picked("questions"));
-    listen("questions");
-    if (find("#list-training") !== null) {
-      const row = (at) => SampleView.trainingRow(state.training, () => wanted("training").weight)(at);
-      state.lists.training = SampleList.create(find("#list-training"), row, picked("training"));
-      listen("training");
+    const make = {
+      questions: (row) => SampleView.questionRow(state.questions, row),
+      training: (row) => SampleView.trainingRow(state.training, row, Number(find("select[name=weight]").value)),
+    };
+    for (const tab of ["questions", "training"]) {
+      if (find(`#list-${tab}`) === null) continue;
+      state.lists[tab] = SampleList.create(find(`#list-${tab}`), make[tab], picked(tab));
+      listen(tab);
     }
     folded();
     PHONE.addEventListener("change", folded);

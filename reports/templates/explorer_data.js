@@ -65,7 +65,8 @@ const Samples = (() => {
       const place = all.place === undefined ? null : all.places[all.place[at]];
       const longest = Math.max(width, height);
       const full = place === null ? thumbnail : `${place}/${key}.png`;
-      return { thumbnail, full, width, height, pixel: longest <= all.pixelated, whole: place !== null || longest <= all.longest };
+      const whole = place !== null || longest <= all.longest;
+      return { thumbnail, full, width, height, whole, pixel: longest <= all.pixelated };
     }
 
     /** Distinct values of a string column among rows that `when` accepts, with their counts, most first. */
@@ -124,11 +125,11 @@ const Samples = (() => {
 
     /** 1 where the student scores higher than the baseline, -1 lower, 0 equal, NaN where one of them did not answer. */
     flip(student, baseline, row) {
-      return Math.sign(this.scores[student][row] - this.scores[baseline][row]);
+      return Math.sign((this.scores[student]?.[row] ?? NaN) - (this.scores[baseline]?.[row] ?? NaN));
     }
 
     flipped(wanted) {
-      const against = this.present.filter((k) => (wanted.student === "" ? this.compared.includes(k) : k === Number(wanted.student)));
+      const against = wanted.student === "" ? this.compared : [Number(wanted.student)];
       const signs = { either: [1, -1], gained: [1], lost: [-1] }[wanted.direction];
       const baseline = Number(wanted.baseline);
       if (!this.present.includes(baseline)) return () => false;
@@ -160,13 +161,14 @@ const Samples = (() => {
       const hit = this.search(wanted.text, ["id", "gold", "group"]);
       const flipped = wanted.flipped ? this.flipped(wanted) : () => true;
       const [protocol, group] = [wanted.protocol, wanted.group].map((v) => (v === "" ? null : Number(v)));
-      const teacher = { "": () => true, right: (s) => s >= 1, wrong: (s) => s < 1 }[this.teacher === null ? "" : wanted.teacher];
+      const asked = this.teacher === null ? "" : wanted.teacher;
+      const teacher = { "": () => true, right: (score) => score >= 1, wrong: (score) => score < 1 }[asked];
       const keep = (row) =>
         hit[row] === 1 &&
         (protocol === null || this.column.protocol[row] === protocol) &&
         (group === null || this.column.group[row] === group) &&
         (!wanted.disagree || this.spread[row] > 0) &&
-        (this.teacher === null || teacher(this.scores[this.teacher][row])) &&
+        (asked === "" || teacher(this.scores[this.teacher][row])) &&
         flipped(row);
       return chosen(this.size, keep, this.orders(wanted.order));
     }
@@ -179,6 +181,10 @@ const Samples = (() => {
         const known = weight.beta.filter((b) => b !== null && b > 0).sort((a, b) => a - b);
         return { ...weight, low: known[0], high: known.at(-1), middle: known[Math.floor(known.length / 2)] };
       });
+      const names = this.weights.map((w) => w.student);
+      this.several = new Set(names.filter((name, k) => names.indexOf(name) !== k)); // students with more than one channel
+      const distinct = this.weights.map((w) => new Set(w.beta).size);
+      this.widest = distinct.indexOf(Math.max(...distinct)); // a weight per sample says more than one per task
     }
 
     /** A weight and the step at which it was recorded; null where the sample was not recorded for that student. */
@@ -190,11 +196,12 @@ const Samples = (() => {
 
     orders(wanted) {
       const weight = Number(wanted.weight);
-      const betas = () => Array.from({ length: this.size }, (_, row) => this.beta(weight, row)?.value ?? null);
-      if (wanted.order === "high") return betas().map((b) => (b === null ? null : -b));
-      if (wanted.order === "low") return betas();
-      if (wanted.order === "unsure") return this.column.entropy.map((e) => (e === null ? null : -e));
-      return null;
+      const signed = (sign, values) => values.map((v) => (v === null ? null : sign * v));
+      const recorded = (what) => Array.from({ length: this.size }, (_, row) => this.beta(weight, row)?.[what] ?? null);
+      if (wanted.order === "high") return signed(-1, recorded("value"));
+      if (wanted.order === "low") return recorded("value");
+      if (wanted.order === "unsure") return signed(-1, this.column.entropy);
+      return signed(wanted.order === "late" ? -1 : 1, recorded("step"));
     }
 
     select(wanted) {

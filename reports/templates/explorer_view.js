@@ -3,6 +3,13 @@
 
 const SampleView = (() => {
   const { element } = Page;
+  const ABOUT_REPLIES =
+    "Sure: largest probability at the first answer token. Entropy (nats) is taken there too; NLL of the gold answer and KL " +
+    "from the teacher are in nats per token. ▲ and ▼: scores above or below the baseline. A question of a benchmark has no β: " +
+    "weights exist for training samples only.";
+  const ABOUT_WEIGHTS =
+    "β: the weight at the last step at which the sample was recorded. The scale is logarithmic, from the student's lowest " +
+    "weight to its highest; the tick is the median.";
   const MARKS = { right: "✓", wrong: "✗", partly: "◐", none: "–" };
 
   const verdict = (score) => (Number.isNaN(score) ? "none" : score >= 1 ? "right" : score <= 0 ? "wrong" : "partly");
@@ -38,9 +45,8 @@ const SampleView = (() => {
     const space = "http://www.w3.org/2000/svg";
     const drawn = document.createElementNS(space, "svg");
     const width = questions.present.length * size;
-    for (const [name, value] of Object.entries({ class: "marks", viewBox: `0 0 ${width} 9`, width, height: 9, "aria-hidden": "true" })) {
-      drawn.setAttribute(name, value);
-    }
+    const attributes = { class: "marks", viewBox: `0 0 ${width} 9`, width, height: 9, "aria-hidden": "true" };
+    for (const [name, value] of Object.entries(attributes)) drawn.setAttribute(name, value);
     for (const [name, d] of Object.entries(path)) {
       if (!d) continue;
       const part = document.createElementNS(space, "path");
@@ -60,30 +66,26 @@ const SampleView = (() => {
     ];
   }
 
-  function questionRow(questions) {
-    return (row) => {
-      const right = questions.compared.filter((k) => questions.scores[k][row] >= 1).length;
-      const of = questions.compared.filter((k) => !Number.isNaN(questions.scores[k][row])).length;
-      const group = questions.word("group", row);
-      const place = questions.data.protocols[questions.column.protocol[row]].title + (group ? ` · ${group}` : "");
-      const gold = element("span", { class: "gold" }, "gold ", element("b", {}, questions.word("gold", row)));
-      const said = element("span", { title: `${right} of ${of} students right` }, `${right}/${of} right`);
-      return listed(questions.picture(row), questions.text(row), [gold, element("span", {}, place)], [said, marks(questions, row)]);
-    };
+  function questionRow(questions, row) {
+    const right = questions.compared.filter((k) => questions.scores[k][row] >= 1).length;
+    const of = questions.compared.filter((k) => !Number.isNaN(questions.scores[k][row])).length;
+    const group = questions.word("group", row);
+    const place = questions.data.protocols[questions.column.protocol[row]].title + (group ? ` · ${group}` : "");
+    const gold = element("span", { class: "gold" }, "gold ", element("b", {}, questions.word("gold", row)));
+    const said = element("span", { title: `${right} of ${of} students right` }, `${right}/${of} right`);
+    const tally = [said, marks(questions, row)];
+    return listed(questions.picture(row), questions.text(row), [gold, element("span", {}, place)], tally);
   }
 
-  function trainingRow(training, weight) {
-    return (row) => {
-      const found = training.beta(Number(weight()), row);
-      const flags = [];
-      if (training.column.noisy[row]) flags.push(element("em", {}, "label replaced"));
-      if (training.column.blind[row]) flags.push(element("em", {}, "teacher blind"));
-      const label = element("span", { class: "gold" }, "label ", element("b", {}, training.word("answer", row)));
-      const shown = element("span", {}, "β ", element("b", {}, found === null ? "–" : beta(found.value)));
-      const teacher = training.column.correct[row] ? "teacher right" : "teacher wrong";
-      const where = element("span", {}, training.word("benchmark", row) || training.word("id", row));
-      return listed(training.picture(row), training.text(row), [label, where], [shown, element("span", {}, teacher), ...flags]);
-    };
+  function trainingRow(training, row, weight) {
+    const found = training.beta(weight, row);
+    const tally = [element("span", {}, "β ", element("b", {}, found === null ? "–" : beta(found.value)))];
+    tally.push(element("span", {}, training.column.correct[row] ? "teacher right" : "teacher wrong"));
+    if (training.column.noisy[row]) tally.push(element("em", {}, "label replaced"));
+    if (training.column.blind[row]) tally.push(element("em", {}, "teacher blind"));
+    const label = element("span", { class: "gold" }, "label ", element("b", {}, training.word("answer", row)));
+    const where = element("span", {}, training.word("benchmark", row) || training.word("id", row));
+    return listed(training.picture(row), training.text(row), [label, where], tally);
   }
 
   // ---- details ----
@@ -129,7 +131,9 @@ const SampleView = (() => {
     const name = element("th", { scope: "row" }, recipe(student.name));
     if (k === baseline) name.append(element("small", {}, "baseline"));
     else if (flip === 1 || flip === -1) {
-      name.append(element("small", { class: flip === 1 ? "gained" : "lost" }, flip === 1 ? "▲ above baseline" : "▼ below baseline"));
+      const [arrow, words] = flip === 1 ? ["▲", "above the baseline"] : ["▼", "below the baseline"];
+      const attributes = { class: flip === 1 ? "gained" : "lost", title: words, role: "img", "aria-label": words };
+      name.append(" ", element("span", attributes, arrow));
     }
     const reply = element("td", { class: "reply" });
     if (said === null) reply.append(element("i", {}, "no reply"));
@@ -143,7 +147,8 @@ const SampleView = (() => {
     mark.append(element("span", { class: "away" }, found === "none" ? "no reply" : found));
     const confidence = questions.diagnostic("confidence", k, row);
     const sure = element("td", { class: "num" }, percent(confidence), confidence === null ? null : level(confidence));
-    const rest = ["entropy", "nll", "teacher_kl"].map((d) => element("td", { class: "num" }, number(questions.diagnostic(d, k, row))));
+    const measured = ["entropy", "nll", "teacher_kl"].map((name) => number(questions.diagnostic(name, k, row)));
+    const rest = measured.map((text) => element("td", { class: "num" }, text));
     return element("tr", { class: student.kind }, name, mark, reply, sure, ...rest);
   }
 
@@ -153,7 +158,8 @@ const SampleView = (() => {
     if (said === null) return [];
     const found = verdict(said.score);
     const sure = questions.diagnostic("confidence", questions.teacher, row);
-    return [["Teacher", element("b", {}, said.text || "(empty reply)"), ` ${MARKS[found]} ${found}`, sure === null ? "" : `, ${percent(sure)} sure`]];
+    const how = ` ${MARKS[found]} ${found}${sure === null ? "" : `, ${percent(sure)} sure`}`;
+    return [["Teacher", element("b", {}, said.text || "(empty reply)"), how]];
   }
 
   /** The details of a question: picture, text, gold, and every student's reply. */
@@ -163,7 +169,8 @@ const SampleView = (() => {
     const facts = [["Gold", element("b", {}, questions.word("gold", row))], ...teacherSays(questions, row)];
     facts.push(["Benchmark", `${protocol.title}${group ? ` · ${group}` : ""}`]);
     facts.push(["Protocol", `${protocol.name} version ${protocol.version}`]);
-    facts.push(["Question", element("code", {}, questions.word("id", row))], ["Cluster", element("code", {}, questions.word("cluster", row))]);
+    facts.push(["Question", element("code", {}, questions.word("id", row))]);
+    facts.push(["Cluster", element("code", {}, questions.word("cluster", row))]);
     const heads = [
       ["Student", ""],
       ["", "right or wrong"],
@@ -178,44 +185,53 @@ const SampleView = (() => {
     return [
       element("div", { class: "subject" }, picture(questions.picture(row), text), asked(text, facts)),
       table(heads, rows, "Every student's reply"),
-      element("p", { class: "small" }, "Sure: largest probability at the first answer token. Entropy (nats) is taken there too; NLL of the gold answer and KL from the teacher are in nats per token. A question of a benchmark has no β: weights exist for training samples only."),
+      element("p", { class: "small" }, ABOUT_REPLIES),
     ];
   }
 
-  function betaRow(training, weight, row, several) {
+  function betaRow(training, weight, row) {
     const w = training.weights[weight];
     const found = training.beta(weight, row);
     const name = element("th", { scope: "row" }, recipe(w.student));
-    if (several.has(w.student)) name.append(element("small", {}, `channel ${w.channel}`));
-    const value = element("td", { class: "num" }, element("b", {}, found === null ? "–" : beta(found.value)));
+    if (training.several.has(w.student)) name.append(element("small", {}, `channel ${w.channel}`));
+    const value = element("td", {}, element("b", {}, beta(found.value)));
     const axis = element("td", { class: "axis" });
-    if (found !== null && found.value > 0 && w.high > w.low) {
+    if (found.value > 0 && w.high > w.low) {
       const place = (x) => `${((100 * Math.log(x / w.low)) / Math.log(w.high / w.low)).toFixed(1)}%`;
       const style = `--p:${place(found.value)};--m:${place(w.middle)}`;
       axis.append(element("span", { class: "place", style, "aria-hidden": "true" }, element("i"), element("b")));
       axis.append(element("small", {}, element("span", {}, beta(w.low)), element("span", {}, beta(w.high))));
     }
-    return element("tr", {}, name, value, axis, element("td", { class: "num" }, found === null ? "–" : String(found.step)));
+    return element("tr", {}, name, value, axis, element("td", { class: "num" }, String(found.step)));
   }
 
   /** The details of a training sample: what was asked and taught, and every weight that was recorded for it. */
   function sample(training, row) {
     const facts = [["Label", element("b", {}, training.word("answer", row))]];
-    if (training.column.noisy[row]) facts.push(["Right answer", element("b", {}, training.word("clean", row)), " (the label was replaced)"]);
+    if (training.column.noisy[row]) {
+      facts.push(["Right answer", element("b", {}, training.word("clean", row)), " (the label was replaced)"]);
+    }
     const entropy = training.column.entropy[row];
     const unsure = entropy === null ? "" : `, entropy ${number(entropy / 1000)} nats`;
     facts.push(["Teacher", `${training.column.correct[row] ? "right" : "wrong"}${unsure}`]);
     if (training.column.blind[row]) facts.push(["Blind", "the teacher did not see this picture"]);
-    facts.push(["Benchmark", training.word("benchmark", row) || "–"], ["Sample", element("code", {}, training.word("id", row))]);
-    const names = training.weights.map((w) => w.student);
-    const several = new Set(names.filter((name, k) => names.indexOf(name) !== k));
-    const rows = training.weights.map((_, weight) => betaRow(training, weight, row, several));
-    const heads = [["Student", ""], ["β", "weight at the last record of this sample"], ["among this student's samples", ""], ["Step", "of that record"]];
+    facts.push(["Benchmark", training.word("benchmark", row) || "–"]);
+    facts.push(["Sample", element("code", {}, training.word("id", row))]);
+    const runs = new Set(training.column.run);
+    if (runs.size > 1) facts.push(["Run", training.word("run", row)]);
+    const shown = training.weights.map((_, weight) => weight).filter((weight) => training.beta(weight, row) !== null);
+    const rows = shown.map((weight) => betaRow(training, weight, row));
+    const heads = [
+      ["Student", ""],
+      ["β", "weight at the last record of this sample"],
+      ["among this student's samples", ""],
+      ["Step", "of that record"],
+    ];
     const text = training.text(row);
     return [
       element("div", { class: "subject" }, picture(training.picture(row), text), asked(text, facts)),
       table(heads, rows, "The weight that every student gave"),
-      element("p", { class: "small" }, "β: the weight at the last step at which the sample was recorded. The scale is logarithmic, from the student's lowest weight to its highest; the tick is the median."),
+      element("p", { class: "small" }, ABOUT_WEIGHTS),
     ];
   }
 

@@ -70,7 +70,7 @@ const Page = (() => {
           }
         }
       },
-      { rootMargin: "-20% 0px -75% 0px" },
+      { rootMargin: "-45% 0px -50% 0px" },
     );
     for (const id of links.keys()) watched.observe(document.getElementById(id));
   }
@@ -161,7 +161,9 @@ const Page = (() => {
       });
     }
     box.querySelector(".close").addEventListener("click", () => box.close());
-    for (const button of box.querySelectorAll("[data-step]")) button.addEventListener("click", () => step(Number(button.dataset.step)));
+    for (const button of box.querySelectorAll("[data-step]")) {
+      button.addEventListener("click", () => step(Number(button.dataset.step)));
+    }
     box.querySelector(".stage").addEventListener("click", (event) => event.currentTarget.classList.toggle("whole"));
     box.addEventListener("click", (event) => event.target === box && box.close());
     box.addEventListener("keydown", (event) => {
