@@ -19,12 +19,20 @@ What = Literal["measured", "reported", "measured - reported"]
 
 @dataclass(frozen=True)
 class Reported:
-    """A number, or words about one, that a source reports; ``value`` is None where the words are no number."""
+    """A number, or words about one, that sources report; ``value`` is None where the words are no number.
+
+    ``letters`` are those of the footnotes with the sources.
+    """
 
     text: str
     value: float | None
     source: str
-    letter: str
+    letters: str
+
+    @property
+    def raised(self) -> str:
+        """The letters as plain text raises them."""
+        return "".join(RAISED[letter] for letter in self.letters)
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,9 @@ class Cell:
     def text(self) -> str:
         """The value; of reported ones all, as their sources print them, each with the letter of its footnote."""
         if self.what == "reported":
-            return " / ".join(r.text.replace("-", "–") + RAISED[r.letter] for r in self.reported)
-        return self.number(self.value) + "".join(RAISED[r.letter] for r in self.reported[:1])
+            return " / ".join(r.text.replace("-", "–") + r.raised for r in self.reported)
+        several = len(self.reported) > 1
+        return self.number(self.value) + (self.reported[0].raised if several else "")
 
     @property
     def span(self) -> str | None:
@@ -136,7 +145,7 @@ class Table:
     def frame(self) -> pd.DataFrame:
         """Return every number at full precision, one per line, each with the run that it comes from."""
         origins = {o.run: o for o in self.origins}
-        out = []
+        out: list[dict[str, Any]] = []
         for row in self.rows:
             origin = origins.get(row.run)
             for column, cell in zip(self.columns, row.cells, strict=True):

