@@ -33,7 +33,9 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     everyone = [(statistics.median(s), estimates.interval(name, "score", None).value) for name, s in found.items()]
     for axes, (title, members) in zip(grid.ravel(), panels, strict=False):
-        axes.plot(*zip(*everyone, strict=True), "o", markersize=5, color=theme.grid, markeredgecolor=theme.muted, markeredgewidth=0.5)
+        axes.plot(
+            *zip(*everyone, strict=True), "o", markersize=5, color=theme.grid, markeredgecolor=theme.muted, markeredgewidth=0.5
+        )
         for student in members:
             _point(axes, student, found[student], estimates, theme)
         axes.set_title(title)
@@ -94,6 +96,8 @@ def _point(axes: Axes, student: str, seconds: list[float], estimates: Estimates,
     label = student.partition("@")[2] if "+" in student else ("ce alone" if student == "ce" else "energy alone")
     if e.low is not None and e.high is not None:
         axes.vlines([x], e.low, e.high, color=own.color, linewidth=2.0)
-    axes.plot([x], [e.value], own.marker, markersize=style.size(own.marker), color=own.color, markeredgecolor=theme.paper, label=label)
+    axes.plot(
+        [x], [e.value], own.marker, markersize=style.size(own.marker), color=own.color, markeredgecolor=theme.paper, label=label
+    )
     if len(seconds) > 1 and e.low is not None:
         axes.plot(seconds, [e.low] * len(seconds), "|", markersize=5, color=own.color)

@@ -107,7 +107,9 @@ def _key(axes: Axes, theme: style.Theme) -> None:
     fill = colormaps["cividis"].reversed()
     for k in range(len(_LEVELS) - 1):
         middle = (_LEVELS[k] + _LEVELS[k + 1]) / 2
-        axes.add_patch(Polygon([(k, 0), (k + 1, 0), (k + 1, 1), (k, 1)], facecolor=fill(middle), edgecolor=_LINE, linewidth=0.6))
+        axes.add_patch(
+            Polygon([(k, 0), (k + 1, 0), (k + 1, 1), (k, 1)], facecolor=fill(middle), edgecolor=_LINE, linewidth=0.6)
+        )
     for at, level in ((0, "0"), (len(_LEVELS) - 1, "1")):
         axes.text(at, -0.35, level, ha="center", va="top")
     axes.text((len(_LEVELS) - 1) / 2, 1.4, "share of largest", ha="center", va="bottom")

@@ -86,12 +86,12 @@ def _families(estimates: Estimates, found: Snapshots) -> list[tuple[str, ...]]:
     return sorted(order, key=lambda members: not members)
 
 
-def _panel(
-    axes: Axes, shown: list[str], moment: str, found: Snapshots, estimates: Estimates, theme: style.Theme
-) -> None:
+def _panel(axes: Axes, shown: list[str], moment: str, found: Snapshots, estimates: Estimates, theme: style.Theme) -> None:
     """One moment of one energy; the teacher as its first student met it, for all are trained on the same samples."""
     teacher = found.students[shown[0]].density["teacher", moment]
-    axes.stairs(teacher, found.edges, baseline=_floor(found), fill=True, color=theme.muted, alpha=0.45, linewidth=0, label="teacher")
+    axes.stairs(
+        teacher, found.edges, baseline=_floor(found), fill=True, color=theme.muted, alpha=0.45, linewidth=0, label="teacher"
+    )
     middle = (found.edges[:-1] + found.edges[1:]) / 2
     for student in shown:
         own = style.look(student, estimates.run.students, theme)

@@ -33,11 +33,12 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
             if estimates.has(student, name, None):
                 own = style.look(student, estimates.run.students, theme)
                 style.mark(axes, estimates.interval(student, name, None), -k, own, theme, measure(name).scale)
-        style.stripe(axes, len(students), theme)
         axes.set_title(title)
         axes.set_xlabel(unit)
         axes.locator_params(axis="x", nbins=4)
     style.name_rows(grid[0], students, theme)
+    for axes in grid[1:]:
+        style.stripe(axes, len(students), theme)
     return figure
 
 
