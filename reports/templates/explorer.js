@@ -69,11 +69,11 @@ const Explorer = (() => {
 
   // ---- filters ----
 
-  function refresh(tab) {
+  function refresh(tab, stay = true) {
     const started = performance.now();
     const model = state[tab];
     const rows = model.select(wanted(tab));
-    state.lists[tab].show(rows);
+    state.lists[tab].show(rows, stay);
     const [n, of] = [rows.length, model.size].map((count) => count.toLocaleString("en"));
     find(`.count[data-for=${tab}]`).textContent = `${n} of ${of} ${tab === "questions" ? "questions" : "training samples"}`;
     document.querySelector("#explorer").dataset.milliseconds = (performance.now() - started).toFixed(1);
@@ -115,7 +115,7 @@ const Explorer = (() => {
     form.addEventListener("input", (event) => {
       if (event.target.name === "protocol") categories();
       if (["student", "baseline", "direction"].includes(event.target.name)) press(form.querySelector("[name=flipped]"), true);
-      refresh(tab);
+      refresh(tab, event.target.name !== "order" && event.target.name !== "weight");
     });
     for (const button of form.querySelectorAll("[aria-pressed]")) {
       button.addEventListener("click", () => {
@@ -128,7 +128,7 @@ const Explorer = (() => {
       for (const button of form.querySelectorAll("[aria-pressed]")) press(button, false);
       if (tab === "questions") fillQuestions(state.questions);
       else fillTraining(state.training);
-      refresh(tab);
+      refresh(tab, false);
     });
   }
 
@@ -198,6 +198,15 @@ const Explorer = (() => {
     });
   }
 
+  /** In the details: arrows go to the neighbours, Escape back to the list (a sheet closes by itself). */
+  function typed(event) {
+    const sideways = event.target.closest(".said-box") === null ? { ArrowRight: 1, ArrowLeft: -1 }[event.key] : undefined;
+    if (sideways !== undefined) state.lists[state.tab].step(sideways);
+    else if (event.key === "Escape" && event.currentTarget.id !== "sheet") find(`#list-${state.tab}`).focus();
+    else return;
+    event.preventDefault();
+  }
+
   function begin() {
     const box = document.querySelector("#explorer");
     state.seed = box.dataset.seed;
@@ -224,14 +233,7 @@ const Explorer = (() => {
       button.addEventListener("click", () => state.lists[state.tab].step(Number(button.dataset.step)));
     }
     document.querySelector("#explorer .detail-inner .close").addEventListener("click", () => sheet.close());
-    find(".detail-inner").addEventListener("keydown", (event) => {
-      if (event.target.closest(".said-box") !== null && event.key !== "Escape") return;
-      if (event.key === "Escape" && !sheet.open) find(`#list-${state.tab}`).focus();
-      else if (event.key === "ArrowRight") state.lists[state.tab].step(1);
-      else if (event.key === "ArrowLeft") state.lists[state.tab].step(-1);
-      else return;
-      event.preventDefault();
-    });
+    for (const part of [find(".detail"), sheet]) part.addEventListener("keydown", typed);
     find(".body").hidden = false;
     run(open("questions"));
   }

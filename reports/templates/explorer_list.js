@@ -90,9 +90,9 @@ const SampleList = (() => {
       picked(rows[next], opened);
     }
 
-    /** Show other rows; the selected one stays selected where it is among them, otherwise the first is. */
-    function show(next) {
-      const kept = chosen < 0 ? undefined : rows[chosen];
+    /** Show other rows; with `stay` the selected one stays selected where it is among them, otherwise the first is. */
+    function show(next, stay) {
+      const kept = chosen < 0 || !stay ? undefined : rows[chosen];
       rows = next;
       const found = kept === undefined ? -1 : rows.indexOf(kept);
       chosen = found >= 0 ? found : rows.length ? 0 : -1;
