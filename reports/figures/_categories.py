@@ -14,8 +14,8 @@ from reports.statistics import Interval, bootstrap, summarise
 from tasks.catalogue import Protocol
 
 CAPTION = (
-    "One panel per student, mean over seeds; bar: the category's own number; line: its 95 % interval, from resampled clusters of "
-    "the category (and seeds, where there are several); black tick: {reference}. Categories are small, and intervals wide: "
+    "One panel per student, mean over seeds; bar: the category's own number; line: its 95 % interval, from resampled clusters "
+    "of the category (and seeds, where there are several); black tick: {reference}. Categories are small, and intervals wide: "
     "they are shown to be looked at, and are not corrected for their number."
 )
 #: Panels side by side, and more than this would be too small to read.

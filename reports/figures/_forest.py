@@ -88,7 +88,7 @@ def notes(estimates: Estimates, found: Sequence[Pair]) -> list[str]:
 def _panels(run: Run, found: Sequence[Pair]) -> list[Protocol | None]:
     """The average first, where there is one; every benchmark where rows are few or there is no average."""
     mean: list[Protocol | None] = [None] if len(run.protocols) > 1 and any(None in p.found for p in found) else []
-    each = [p for p in run.protocols if any(p.name in pair.found for pair in found)]
+    each: list[Protocol | None] = [p for p in run.protocols if any(p.name in pair.found for pair in found)]
     return mean + each if len(found) <= _FEW or not mean else mean
 
 

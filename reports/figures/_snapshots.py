@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Floats]:
 
 def _cumulated(table: dict[str, Floats], key: str) -> Floats:
     """Share of the logits below each edge."""
-    return np.concatenate([[0.0], np.cumsum(table[key])]) / table[key].sum()
+    return np.asarray(np.concatenate([[0.0], np.cumsum(table[key])]) / table[key].sum())
 
 
 def _quantile(table: dict[str, Floats], key: str, share: float) -> float:

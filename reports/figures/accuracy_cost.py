@@ -14,8 +14,8 @@ from reports.measures import Estimates
 TITLE = "Score against cost"
 CAPTION = (
     "Average score over the benchmarks, in percent of each one's range, with its 95 % interval, against the wall time of one "
-    "training (median over seeds; small ticks below: single seeds); one panel per energy, the run's other students in pale grey. "
-    "Teacher passes that all students share, and evaluation, are not in the time. Time is measured, not sampled, and "
+    "training (median over seeds; small ticks below: single seeds); one panel per energy, the run's other students in pale "
+    "grey. Teacher passes that all students share, and evaluation, are not in the time. Time is measured, not sampled, and "
     "students that train side by side share the processor, so only large differences in time mean something."
 )
 ORDER = 44

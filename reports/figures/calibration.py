@@ -66,7 +66,8 @@ def reliability(frame: pd.DataFrame, level: float) -> Reliability:
         right = float(score[own].mean())
         rows.append((float(confidence[own].mean()), right, *wilson(right, effective(score[own], clusters[own]), level)))
     table = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    return Reliability(*table.T, np.bincount(where, minlength=BINS) / len(where), len(where))
+    shares = np.bincount(where, minlength=BINS) / len(where)
+    return Reliability(table[:, 0], table[:, 1], table[:, 2], table[:, 3], shares, len(where))
 
 
 def effective(score: _Floats, clusters: NDArray[np.int64]) -> float:

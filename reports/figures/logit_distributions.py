@@ -66,8 +66,8 @@ def notes(estimates: Estimates) -> list[str]:
     n = [count for s in found.students.values() for count in s.counts.values()]
     seeds = _facts.seeds_told(len(s.steps["early"]) for s in found.students.values())
     out = [
-        f"Early is {moment_told(found, 'early')}, late {moment_told(found, 'late')}. n = {_facts.span(n)} logits per student and "
-        f"moment, {seeds}; counts, without intervals."
+        f"Early is {moment_told(found, 'early')}, late {moment_told(found, 'late')}. n = {_facts.span(n)} logits per "
+        f"student and moment, {seeds}; counts, without intervals."
     ]
     absent = [s for s in estimates.run.manifest.students if s not in found.students]
     out += [f"Without a snapshot, and not drawn: {', '.join(absent)}."] if absent else []

@@ -20,9 +20,10 @@ CAPTION = (
     "over the benchmarks; small ticks are single seeds where there are several; hollow without a bar where the oracle is "
     "not resolved from cross-entropy. b: weight β late in training, median and middle half of the samples; one weight for "
     "all is one mark, and weights of zero are numbers (healthy / blind). c: Spearman's rank correlation of β with a blind "
-    "teacher and, where the teacher is healthy, with a wrong label; below 0 is a smaller weight there. d: probability that a sample with a blind teacher has the larger "
-    "teacher entropy, or the smaller β, than one with a healthy teacher: 0.5 tells nothing. A weight computed without the "
-    "label cannot find wrong labels, and a higher share recovered is no proof that blind samples were found."
+    "teacher and, where the teacher is healthy, with a wrong label; below 0 is a smaller weight there. d: "
+    "probability that a sample with a blind teacher has the larger teacher entropy, or the smaller β, than one with a healthy "
+    "teacher: 0.5 tells nothing. A weight computed without the label cannot find wrong labels, and a higher share recovered is "
+    "no proof that blind samples were found."
 )
 ORDER = 5
 

@@ -13,16 +13,19 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from harness.base import atomic_path
+from reports.figures import _fonts
 from reports.frames import weighting
 from reports.statistics import Difference, Interval
 from tasks.catalogue import Protocol
 
-#: Width in inches of a figure: 17 cm, two columns of a page.
-WIDTH = 17.0 / 2.54
+#: Width in inches of a figure: 17 cm, two columns of a page, and a whole number of pixels.
+WIDTH = 6.69
 #: A figure must be readable when it is printed this wide, in inches (8.5 cm), ...
 COLUMN = 8.5 / 2.54
 #: ... where no text may be smaller than this, in points.
@@ -41,7 +44,7 @@ class Theme:
     """Colours of one theme.
 
     ``cycle`` holds seven colours that stay apart under simulated deuteranopia, protanopia and tritanopia (Machado et al. 2009;
-    at least 25 in CIE76 between any two) and have a contrast of 3:1 with the paper; tests/reports/test_figures.py measures both.
+    any two by 20 or more in CIE76) and have a contrast of 3:1 with the paper: tests/reports/test_figures.py measures both.
     """
 
     name: str
@@ -104,15 +107,14 @@ def size(marker: str, plain: float = 7.0) -> float:
 
 
 @functools.cache
-def _settings() -> dict[str, Any]:
-    with mpl.rc_context():
-        return dict(mpl.rc_params_from_file(str(STYLE), use_default_template=False))
+def _settings() -> Any:
+    return mpl.rc_params_from_file(str(STYLE), use_default_template=False)
 
 
 @contextmanager
 def use(theme: Theme) -> Iterator[None]:
     """Apply the style within the block and restore matplotlib's settings after it."""
-    colors: dict[str, Any] = {
+    colors: Any = {
         "figure.facecolor": theme.paper,
         "axes.facecolor": theme.paper,
         "savefig.facecolor": theme.paper,
@@ -159,11 +161,15 @@ def _wide(labels: Sequence[str], columns: int) -> float:
 
 def save(figure: Figure, target: Path) -> None:
     """Write PNG or PDF by the suffix, without timestamps, so that the same run gives the same bytes."""
-    kind = target.suffix.removeprefix(".")
-    pdf: dict[str, Any] = {"metadata": {"CreationDate": None, "ModDate": None}}
-    png: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}}  # a third of the time of 6
     with atomic_path(target) as path:
-        figure.savefig(path, format=kind, dpi=DPI, **(pdf if kind == "pdf" else png))
+        if target.suffix == ".pdf":
+            pdf: Any = FigureCanvasPdf(figure)
+            with mpl.rc_context({"font.sans-serif": _fonts.small()}):
+                pdf.print_pdf(path, metadata={"CreationDate": None, "ModDate": None})
+        else:  # straight to the canvas, because savefig draws everything twice; level 4 takes a third of the time of level 6
+            figure.set_dpi(DPI)
+            png: Any = FigureCanvasAgg(figure)
+            png.print_png(path, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
     figure.set_layout_engine("none")  # places are found once for all formats
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reports.figures import _facts, _lines, style
-from reports.frames import Irrelevant, family
+from reports.frames import Irrelevant, family, weighting
 from reports.measures import Estimates
 
 TITLE = "Total loss"
@@ -19,6 +19,8 @@ CAPTION = (
 ORDER = 12
 #: More panels than this would be too small to read.
 MOST = 18
+#: More students than this are told by their weightings.
+_FEW = 6
 
 
 def draw(estimates: Estimates, theme: style.Theme) -> Figure:
@@ -50,10 +52,12 @@ def notes(estimates: Estimates) -> list[str]:
     below = [s for s, table in _totals(estimates).items() if bool((table < 0.0).to_numpy().any())]
     out = [_facts.trainings(estimates)]
     if below:
+        words = sorted({f"@{weighting(s)}" for s in below})
+        who = ", ".join(below) if len(below) <= _FEW else f"{len(below)} students, weighed by {', '.join(words)}"
         out.append(
-            f"Below zero at some step: {', '.join(below)}. That is no error. A weight β that is learned as a precision pays "
-            "−(d/2) log β for being large, the logarithm of a density's normalisation, which is negative once β > 1. At the best β "
-            "= d / (2 energy) a channel adds (d/2)(1 + log(2 energy / d)), which has no lower bound as the energy falls to 0."
+            f"Below zero at some step: {who}. That is no error. A weight β that is learned as a precision pays −(d/2) log β "
+            "for being large, the logarithm of a density's normalisation, which is negative once β > 1. At the best "
+            "β = d / (2 energy) a channel adds (d/2)(1 + log(2 energy / d)), which has no lower bound as the energy falls to 0."
         )
     return out + _facts.unroomy(["+".join(members) for members in _families(estimates)[MOST:]])
 
