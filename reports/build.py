@@ -12,10 +12,9 @@ import jinja2
 from harness.base import atomic_path, unknown, write_text
 from reports import explorer, markup, page, provenance, runs, runs_apart, tables
 from reports.conclusions import conclusions
-from reports.figures import Drawing, drawings, style
+from reports.figures import drawings
 from reports.frames import Irrelevant, Missing, Run
 from reports.measures import Estimates
-from reports.notes import seeds_note
 from reports.sentences import Conclusion
 from reports.statistics import LEVEL, RESAMPLES
 from reports.tables import Computed, Layout, Table
@@ -158,14 +157,13 @@ def _figures(made: Sequence[Estimates], folder: Path, dark: bool) -> tuple[list[
             name = f"{drawing.name}--{_slug(estimates.run)}" if several else drawing.name
             title = tables.titled(drawing.title, estimates.run) + (f", run {estimates.run.name}" if several else "")
             try:
-                written.extend(_draw(drawing, name, estimates, folder, dark))
+                written.extend(replace(drawing, name=name).write(estimates, folder, dark))
             except Missing as missing:
                 if not isinstance(missing, Irrelevant):
                     parts.append(Part(name, title, drawing.caption, missing=str(missing)))
                 _remove_stale(folder, [f"{name}{end}" for end in (".png", ".pdf", "-dark.png")])
             else:
-                said = [drawing.caption, *drawing.notes(estimates), seeds_note(estimates.run, covered=False)]
-                said.append(provenance.origin(estimates.run).plain)
+                said = [drawing.caption, *drawing.notes(estimates), provenance.origin(estimates.run).plain]
                 parts.append(Part(name, title, " ".join(said)))
     return parts, written
 
@@ -174,21 +172,6 @@ def _remove_stale(folder: Path, names: Sequence[str]) -> None:
     """Delete what an older report left: it would contradict the sentence that stands in its place, or the silence."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
-
-
-def _draw(drawing: Drawing, name: str, estimates: Estimates, folder: Path, dark: bool) -> list[Path]:
-    """PNG and PDF on white paper, and a PNG for pages that are read in the dark."""
-    targets = [(style.LIGHT, [f"{name}.png", f"{name}.pdf"])]
-    if dark:
-        targets.append((style.DARK, [f"{name}-dark.png"]))
-    written = []
-    for theme, files in targets:
-        with style.use(theme):
-            figure = drawing.draw(estimates, theme)
-            for file in files:
-                style.save(figure, folder / file)
-                written.append(folder / file)
-    return written
 
 
 # ---- what all formats share ------------------------------------------------------------------------------------------------
@@ -215,12 +198,16 @@ def _context(made: Sequence[Estimates], shown: Sequence[Part], drawn: Sequence[P
 
 
 def _conclusions(made: Sequence[Estimates]) -> list[Conclusion]:
-    """What each run says and, where there are several, how they differ."""
+    """What each run says and, where there are several, how they differ; what is true of every run is said once."""
     if len(made) == 1:
         return conclusions(made[0])
     out = [c for estimates in made[1:] for c in runs_apart.conclusions(made[0], estimates)]
-    for estimates in made:
-        out += [replace(c, text=f"Run `{estimates.run.name}`: {c.text}") for c in conclusions(estimates)]
+    each = [conclusions(estimates) for estimates in made]
+    for estimates, found in zip(made, each, strict=True):
+        for c in found:
+            shared = all(c in others for others in each)
+            told = c if shared else replace(c, text=f"Run `{estimates.run.name}`: {c.text}")
+            out += [told] if told not in out else []
     return out
 
 

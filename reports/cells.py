@@ -107,7 +107,8 @@ class Row:
     """One row; ``cells`` align with the table's columns, None where the run holds no such number (printed as a dash).
 
     ``minus`` names the student that was subtracted, None for plain values; ``about`` says in words what else sets the row
-    apart, empty where the label says it all; ``run`` names the run, where the table knows it.
+    apart, empty where the label says it all; ``run`` names the run, where the table knows it, and ``minus_run`` the one whose
+    student of the same name was subtracted.
     """
 
     label: str
@@ -117,6 +118,7 @@ class Row:
     cells: tuple[Cell | None, ...]
     about: str = ""
     run: str = ""
+    minus_run: str = ""
 
     @property
     def block(self) -> str:
@@ -196,6 +198,7 @@ def _line(row: Row, column: Column, cell: Cell, reported: Reported | None, origi
         "note": reported.text if reported is not None and reported.value is None else cell.note,
         "source": None if reported is None else reported.source,
         "run": None if origin is None or theirs else origin.run,
+        "minus_run": row.minus_run or None,
         "manifest_digest": None if origin is None or theirs else origin.digest,
         "commit": None if origin is None or theirs else origin.commit,
     }

@@ -20,7 +20,7 @@ MOST_ROWS = 32
 
 def stacked(column: Column) -> list[str]:
     """Cut what stands under a column's name where a narrow head may break: unit, questions, clusters."""
-    return [line.strip() for line in re.split(r", (?=n = )|(?= \()", column.under)]
+    return [line.strip() for line in re.split(r", | / |(?= \()", column.under)]
 
 
 def tex_head(column: Column) -> str:

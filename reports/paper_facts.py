@@ -27,7 +27,7 @@ FILE = Path(__file__).parent / "paper" / "reported.csv"
 EFFICIENCY = {
     "iterations/s": ("Speed", "iterations/s", 2),
     "GB": ("Peak memory", "GB", 2),
-    "parameters": ("Weighting's parameters", "% of the student's", 3),
+    "parameters": ("Weighting", "% of student", 3),
 }
 TABLES = (1, 2, 3, 4, 5, 6)
 

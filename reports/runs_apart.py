@@ -115,4 +115,4 @@ def _row(student: str, shared: Sequence[Protocol], found: dict[str, Difference],
         cells.append(Cell(d.value, d.low, d.high, places, True, d.resolved, worse, note=d.note, estimate=d, detail=detail))
     pairs = {d.seeds for d in found.values()} if a.run.kinds.get(student) == "student" else set()
     seeds = "/".join(sorted(f"{one}:{other}" for one, other in pairs)) or DASH
-    return Row(student, f"{a.run.name}: {student}", "difference", seeds, tuple(cells), run=b.run.name)
+    return Row(student, None, "difference", seeds, tuple(cells), run=b.run.name, minus_run=a.run.name)
