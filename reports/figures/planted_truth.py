@@ -25,7 +25,7 @@ CAPTION = (
     "teacher: 0.5 tells nothing. A weight computed without the label cannot find wrong labels, and a higher share recovered is "
     "no proof that blind samples were found."
 )
-ORDER = 5
+ORDER = 1
 
 #: Shares outside are drawn as arrows at the edge: a small gap can make them large.
 _SPAN = (-1.0, 1.75)

@@ -221,9 +221,9 @@ def short(protocol: Protocol) -> str:
 
 
 def wrapped(name: str, most: int = _NAME) -> str:
-    """Break a student's name before an ``@`` or a ``+``, and only there, where it is longer than ``most`` letters."""
+    """Break a student's name before an ``@`` or after a ``+``, and only there, where it is longer than ``most`` letters."""
     lines = [""]
-    for part in name.replace("@", "\n@").replace("+", "\n+").split("\n"):
+    for part in name.replace("@", "\n@").replace("+", "+\n").split("\n"):
         if lines[-1] and len(lines[-1] + part) > most:
             lines.append("")
         lines[-1] += part
