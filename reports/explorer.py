@@ -61,7 +61,7 @@ def write(runs: Run | Sequence[Run], folder: Path) -> dict[str, Any]:
 
     Returns:
         ``missing``: the sentence in the explorer's place, or None; ``notes``: sentences on what is not shown and why;
-        ``questions``, ``students``, ``seeds``, ``training``: counts and names for the page; ``files``: what was written.
+        ``questions``, ``students``, ``seeds``, ``training``: counts and names for the page; ``files``: the scripts written.
 
     Raises:
         UserError: for a damaged file, which it names.
@@ -69,15 +69,16 @@ def write(runs: Run | Sequence[Run], folder: Path) -> dict[str, Any]:
     several = [runs] if isinstance(runs, Run) else list(runs)
     empty = {"notes": [], "questions": 0, "students": [], "seeds": [], "training": 0, "training_missing": None, "files": []}
     try:
-        context = {"missing": None, **_write(several, folder)}
+        context, thumbnails = _write(several, folder)
     except Missing as missing:
         _remove_others(folder, ())
         return {"missing": str(missing), **empty}
-    _remove_others(folder, context["files"])
-    return context
+    _remove_others(folder, [*context["files"], *thumbnails])
+    return {"missing": None, **context}
 
 
-def _write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
+def _write(runs: Sequence[Run], folder: Path) -> tuple[dict[str, Any], list[Path]]:
+    """The template's context but ``missing``, and the thumbnails."""
     asked, notes = _Asked(), list[str]()
     sources = [_ask(run, f"{run.name}: " if len(runs) > 1 else "", asked, folder, notes) for run in runs]
     students = [(s, name) for s in sources for name in s.run.students if name in s.run.kinds]
@@ -100,16 +101,16 @@ def _write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     notes.extend(_picture_notes(asked, [*asked.pictures.values(), *shown.values()], sources))
     value = _questions(asked, students, seeds, trained)
     files.append(write_script(folder / FOLDER / "questions.js", "questions", value))
-    written = [folder / pictures.FOLDER / f"{key}.webp" for key in sorted({*asked.pictures, *shown})]
-    return {
+    context = {
         "notes": notes,
         "questions": len(asked.rows),
         "students": [s.name(name) for s, name in students],
         "seeds": seeds,
         "training": max(trained.values(), default=0),
         "training_missing": training_missing,
-        "files": [*files, *training_files, *written],
+        "files": [*files, *training_files],
     }
+    return context, [folder / pictures.FOLDER / f"{key}.webp" for key in {*asked.pictures, *shown}]
 
 
 def _seeds(run: Run) -> list[int]:

@@ -99,6 +99,7 @@ const Samples = (() => {
         return Float32Array.from(column, (outcome) => (outcome === null ? NaN : answers.outcomes[outcome][2]));
       });
       this.present = students.map((_, k) => k).filter((k) => this.scores[k] !== null);
+      this.diagnosed = ["confidence", "entropy", "nll", "teacher_kl"].filter((name) => Object.keys(answers[name]).length > 0);
       const trained = this.present.filter((k) => students[k].kind === "student");
       this.compared = trained.length > 1 ? trained : this.present;
       this.teacher = this.present.find((k) => students[k].kind === "teacher") ?? null;

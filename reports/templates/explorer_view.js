@@ -3,10 +3,14 @@
 
 const SampleView = (() => {
   const { element } = Page;
+  const DIAGNOSTICS = {
+    confidence: ["Sure", "largest probability at the first answer token"],
+    entropy: ["Entropy", "of the student at the first answer token, nats"],
+    nll: ["NLL", "negative log-likelihood of the gold answer, nats per token"],
+    teacher_kl: ["KL", "KL(teacher || student), mean over the gold answer's tokens, nats per token"],
+  };
   const ABOUT_REPLIES =
-    "Sure: largest probability at the first answer token. Entropy (nats) is taken there too; NLL of the gold answer and KL " +
-    "from the teacher are in nats per token. ▲ and ▼: scores above or below the baseline. A question of a benchmark has no β: " +
-    "weights exist for training samples only.";
+    "▲ and ▼: scores above or below the baseline. A question of a benchmark has no β: weights exist for training samples only.";
   const ABOUT_WEIGHTS =
     "β: the weight at the last step at which the sample was recorded. The scale is logarithmic, from the student's lowest " +
     "weight to its highest; the tick is the median.";
@@ -145,11 +149,12 @@ const SampleView = (() => {
     }
     const mark = element("td", { class: `mark ${found}` }, element("span", { "aria-hidden": "true" }, MARKS[found]));
     mark.append(element("span", { class: "away" }, found === "none" ? "no reply" : found));
-    const confidence = questions.diagnostic("confidence", k, row);
-    const sure = element("td", { class: "num" }, percent(confidence), confidence === null ? null : level(confidence));
-    const measured = ["entropy", "nll", "teacher_kl"].map((name) => number(questions.diagnostic(name, k, row)));
-    const rest = measured.map((text) => element("td", { class: "num" }, text));
-    return element("tr", { class: student.kind }, name, mark, reply, sure, ...rest);
+    const measured = questions.diagnosed.map((diagnostic) => {
+      const value = questions.diagnostic(diagnostic, k, row);
+      if (diagnostic !== "confidence") return element("td", { class: "num" }, number(value));
+      return element("td", { class: "num" }, percent(value), value === null ? null : level(value));
+    });
+    return element("tr", { class: student.kind }, name, mark, reply, ...measured);
   }
 
   function teacherSays(questions, row) {
@@ -158,7 +163,9 @@ const SampleView = (() => {
     if (said === null) return [];
     const found = verdict(said.score);
     const sure = questions.diagnostic("confidence", questions.teacher, row);
-    const how = ` ${MARKS[found]} ${found}${sure === null ? "" : `, ${percent(sure)} sure`}`;
+    const several = questions.present.filter((k) => questions.data.students[k].kind === "teacher").length > 1;
+    const whose = several ? ` (${questions.data.students[questions.teacher].name})` : "";
+    const how = ` ${MARKS[found]} ${found}${sure === null ? "" : `, ${percent(sure)} sure`}${whose}`;
     return [["Teacher", element("b", {}, said.text || "(empty reply)"), how]];
   }
 
@@ -171,21 +178,15 @@ const SampleView = (() => {
     facts.push(["Protocol", `${protocol.name} version ${protocol.version}`]);
     facts.push(["Question", element("code", {}, questions.word("id", row))]);
     facts.push(["Cluster", element("code", {}, questions.word("cluster", row))]);
-    const heads = [
-      ["Student", ""],
-      ["", "right or wrong"],
-      ["Reply", ""],
-      ["Sure", "largest probability at the first answer token"],
-      ["Entropy", "of the student at the first answer token, nats"],
-      ["NLL", "negative log-likelihood of the gold answer, nats per token"],
-      ["KL", "KL(teacher || student), mean over the gold answer's tokens, nats per token"],
-    ];
+    const measured = questions.diagnosed.map((name) => DIAGNOSTICS[name]);
+    const heads = [["Student", ""], ["", "right or wrong"], ["Reply", ""], ...measured];
+    const about = measured.map(([name, meaning]) => `${name}: ${meaning}. `).join("");
     const rows = questions.present.map((k) => replyRow(questions, k, row, baseline));
     const text = questions.text(row);
     return [
       element("div", { class: "subject" }, picture(questions.picture(row), text), asked(text, facts)),
       table(heads, rows, "Every student's reply"),
-      element("p", { class: "small" }, ABOUT_REPLIES),
+      element("p", { class: "small" }, about + ABOUT_REPLIES),
     ];
   }
 

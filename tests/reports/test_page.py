@@ -247,9 +247,11 @@ def test_what_an_older_report_left_is_swept(small_copy, tmp_path):
     explorer.write(frames.load(small_copy), tmp_path)
     stale = tmp_path / "samples" / "answers-7.js"
     stale.write_text("old")
+    (tmp_path / "samples" / "pictures" / "older.webp").write_bytes(b"old")
     context = explorer.write(frames.load(small_copy), tmp_path)
     assert not stale.exists()
-    assert {p for p in (tmp_path / "samples").rglob("*") if p.is_file()} == set(context["files"])
+    assert set((tmp_path / "samples").glob("*.js")) == set(context["files"])
+    assert not (tmp_path / "samples" / "pictures" / "older.webp").exists()
     shutil.rmtree(small_copy / "questions")
     assert "no questions/" in explorer.write(frames.load(small_copy), tmp_path)["missing"]
     assert not (tmp_path / "samples").exists()
