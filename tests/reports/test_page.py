@@ -14,7 +14,8 @@ import simulate
 from PIL import Image
 
 from harness.base import UserError
-from reports import explorer, explorer_pictures, frames, runs
+from reports import explorer, explorer_pictures, frames, page, runs
+from reports.cells import Cell, Row, Table
 from reports.explorer_columns import Interned, Texts, significant, thousandths, write_script
 
 
@@ -238,9 +239,9 @@ def test_without_learned_weights_the_page_says_so(tmp_path):
     context = explorer.write(frames.load(run), tmp_path / "out")
     assert context["training"] == 0
     assert "No student of this run learns a weight" in context["training_missing"]
-    page = pages.bare(frames.load(run), tmp_path / "out").read_text()
-    assert "No student of this run learns a weight" in page
-    assert "tab-training" not in page
+    text = pages.bare(frames.load(run), tmp_path / "out").read_text()
+    assert "No student of this run learns a weight" in text
+    assert "tab-training" not in text
 
 
 def test_what_an_older_report_left_is_swept(small_copy, tmp_path):
@@ -269,8 +270,7 @@ def test_a_line_without_a_reply_is_named(small_copy, tmp_path):
 
 def test_nothing_from_data_is_markup(small_copy, tmp_path, monkeypatch):
     pages.poison(small_copy)
-    page = pages.built(small_copy, tmp_path, monkeypatch)
-    text = page.read_text()
+    text = pages.built(small_copy, tmp_path, monkeypatch).read_text()
     parser = Links()
     parser.feed(text)
     assert parser.tags.count("script") == 2  # ours
@@ -282,8 +282,7 @@ def test_nothing_from_data_is_markup(small_copy, tmp_path, monkeypatch):
 
 
 def test_the_page_needs_nothing_from_outside(small_run, tmp_path, monkeypatch):
-    page = pages.built(small_run, tmp_path, monkeypatch)
-    text = page.read_text()
+    text = pages.built(small_run, tmp_path, monkeypatch).read_text()
     found = Links()
     found.feed(text)
     for link in found.links:
@@ -295,6 +294,18 @@ def test_the_page_needs_nothing_from_outside(small_run, tmp_path, monkeypatch):
     assert len(ids) == len(re.findall(r'\bid="([^"]+)"', text))  # none twice
     assert "url(" not in text
     assert not re.search(r"\b(fetch|XMLHttpRequest|import)\(", text)
+
+
+def test_measured_numbers_and_differences_have_axes_of_their_own():
+    def row(cell):
+        return Row("s", None, "student", "1", (cell,))
+
+    measured = [Cell(60.0, 50.0, 70.0, 1), Cell(80.0, 75.0, 90.0, 1)]
+    apart = Cell(-20.0, -30.0, -10.0, 1, signed=True, what="measured - reported")
+    limits = page.tracks(Table("t", "", "", (), (None,), tuple(row(c) for c in [*measured, None, apart]), difference=False))
+    assert limits == [{"measured": (50.0, 90.0), "measured - reported": (-30.0, 30.0)}]
+    assert page.track(measured[1], limits[0]) == {"low": "62.50%", "width": "37.50%", "at": "75.00%"}
+    assert page.track(apart, limits[0])["low"] == "0.00%"
 
 
 def test_columns_round_trip(tmp_path):
