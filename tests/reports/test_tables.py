@@ -9,7 +9,7 @@ import simulate
 import yaml
 
 from harness.base import UserError, parse, read_json, write_json
-from reports import escape, frames, layout, markup, statistics, tables
+from reports import escape, frames, markup, statistics, tables
 from reports.frames import Irrelevant
 from reports.measures import Estimates
 from reports.tables import Layout, counterpart, layouts
@@ -73,7 +73,7 @@ def test_a_new_layout_is_one_file(estimates, monkeypatch, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         yaml.safe_dump({"title": "Entropy", "caption": "Mine.", "order": 1, "measures": ["entropy"], "students": ["ce+fkl@*"]})
     )
-    monkeypatch.setattr(layout, "FOLDER", tmp_path)
+    monkeypatch.setattr("reports.layout.FOLDER", tmp_path)
     table = tables.build("mine", layouts()["mine"], estimates)
     assert [row.label for row in table.rows] == [s for s in simulate.STUDENTS if s.startswith("ce+fkl@")]
 
