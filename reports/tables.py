@@ -52,28 +52,23 @@ def _build(name: str, layout: Layout, estimates: Estimates) -> Table:
     run = estimates.run
     if not run.protocols:
         raise Missing("The run names no protocol.")
+    if run.scores is None:
+        raise Missing("The run holds no scores.parquet yet.")
     if any(m != "score" for m in layout.measures):
         run.diagnosed  # noqa: B018  the property raises Missing before every cell would
     columns = _columns(layout, estimates)
     if not columns:
         raise Irrelevant(f"The run was scored under no protocol that matches {', '.join(layout.protocols)}.")
     rows = [r for r in (_row(s, layout, columns, estimates) for s in picked(layout, run)) if r is not None]
+    if not rows and layout.minus is not None:
+        raise Irrelevant(f"The run holds no pair to compare: no student beside its {layout.minus}.")
     if not rows:
-        raise Missing(_nothing(layout, run))
+        raise Missing("The run holds no number for this table.")
     for level in reversed(layout.references):
         rows.insert(0, _reference(level, columns, run))
     title = titled(layout.title, run)
     notes = table_notes(layout, columns, rows, estimates)
     return Table(name, title, layout.caption, tuple(notes), tuple(columns), tuple(rows), layout.minus is not None)
-
-
-def _nothing(layout: Layout, run: Run) -> str:
-    """The sentence that stands where a table without rows would."""
-    if run.scores is None:
-        return "The run holds no scores.parquet yet."
-    if layout.minus is not None:
-        raise Irrelevant(f"The run holds no pair to compare: no student beside its {layout.minus}.")
-    return "The run holds no number for this table."
 
 
 def counterpart(student: str, minus: str, students: Sequence[str]) -> str | None:
