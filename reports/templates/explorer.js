@@ -35,7 +35,7 @@ const Explorer = (() => {
     const row = state.row[tab];
     const body = find(".detail-body");
     if (row === null) {
-      body.replaceChildren(element("p", { class: "nothing" }, "Nothing matches these filters."));
+      body.replaceChildren();
     } else if (tab === "questions") {
       body.replaceChildren(...SampleView.question(state.questions, row, Number(wanted("questions").baseline)));
     } else {
@@ -43,6 +43,7 @@ const Explorer = (() => {
     }
     const list = state.lists[tab];
     const place = row === null ? "" : `${(list.position() + 1).toLocaleString("en")} of ${list.size().toLocaleString("en")}`;
+    find(".detail-inner").hidden = row === null;
     find(".place-in-list").textContent = place;
     find(".detail").scrollTop = 0;
     document.querySelector("#sheet .content").scrollTop = 0;

@@ -96,6 +96,7 @@ const SampleList = (() => {
       rows = next;
       const found = kept === undefined ? -1 : rows.indexOf(kept);
       chosen = found >= 0 ? found : rows.length ? 0 : -1;
+      box.classList.toggle("empty", rows.length === 0);
       box.scrollTop = 0;
       redraw();
       if (chosen > 0) reveal(chosen);

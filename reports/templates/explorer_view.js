@@ -104,7 +104,7 @@ const SampleView = (() => {
     });
     const button = element("button", { type: "button", class: "picture", title: "Enlarge the picture" }, image);
     button.addEventListener("click", () => {
-      const small = Math.max(found.width, found.height) < 400;
+      const small = !found.whole || Math.max(found.width, found.height) < 400;
       Page.enlarge([{ src: image.getAttribute("src"), alt: image.alt, title: text, small, pixel: found.pixel }], 0);
     });
     const size = `${found.width} × ${found.height} pixels${found.whole ? "" : ", shown as a thumbnail"}`;

@@ -49,7 +49,9 @@ def poison(run: Path) -> None:
         path.write_text("\n".join(lines) + "\n")
 
 
-def built(run: Path, out: Path, monkeypatch: Any, layouts: tuple[str, ...] = ("accuracy", "difference-fixed")) -> Path:
+def built(
+    run: Path | list[Path], out: Path, monkeypatch: Any, layouts: tuple[str, ...] = ("accuracy", "difference-fixed")
+) -> Path:
     """Build the page with two tables and two figures: the rest has tests of its own."""
     drawn = [d for d in figures.drawings() if d.name in ("beta-evolution", "teacher-agreement")]
     monkeypatch.setattr(build, "drawings", lambda: drawn)

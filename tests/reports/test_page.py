@@ -308,6 +308,19 @@ def test_measured_numbers_and_differences_have_axes_of_their_own():
     assert page.track(apart, limits[0])["low"] == "0.00%"
 
 
+def test_two_runs_stand_in_one_table_with_their_names(small_run, small_copy, tmp_path, monkeypatch):
+    text = pages.built([small_run, small_copy], tmp_path, monkeypatch, layouts=("accuracy",)).read_text()
+    names = [run.name for run in runs.load([small_run, small_copy])]
+    for name in names:
+        assert f'<td class="run" data-text="{name}"><code>{name}</code></td>' in text
+    table = text[text.index('<figure id="table-accuracy">') :]
+    head, row = table[table.index("<thead>") : table.index("</thead>")], table[table.index('<tr class="teacher') :]
+    row = row[: row.index("</tr>")]
+    assert head.count("<th ") == row.count("<td") + row.count("<th ")
+    data = loaded(tmp_path / "samples" / "questions.js")
+    assert data["students"][0]["name"] == f"{names[0]}: teacher"
+
+
 def test_columns_round_trip(tmp_path):
     words = Interned()
     assert [words.at(w) for w in ("a", "b", "a")] == [0, 1, 0]

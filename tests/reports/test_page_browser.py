@@ -298,6 +298,9 @@ def test_roles_name_what_is_there(reader):
 def test_a_phone_scrolls_in_one_direction_only(phone):
     page = phone.explore()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.fill("input[name=text]", "nothing holds this")
+    assert phone.count() == 0
+    assert "Nothing matches" in page.evaluate("getComputedStyle(document.querySelector('#list-questions'), '::before').content")
     page.click("#tab-training")
     page.wait_for_selector("#list-training .row")
     page.click("form[data-for=training] summary")
