@@ -68,7 +68,7 @@ def draw(estimates: Estimates, theme: style.Theme, benchmark: str, top: float, u
     what = found(estimates, benchmark)
     students = list(what.results)[:MOST]
     reference = what.results.get(_reference(what))
-    titles = [style.wrapped(student, 13) for student in students]
+    titles = [style.wrapped(student, 11) for student in students]
     lines = -(-len(students) // _COLUMNS)
     head = 0.15 + 0.19 * max(1 + title.count("\n") for title in titles)
     figure = style.canvas(0.45 + lines * (head + 0.22 * len(what.categories)))

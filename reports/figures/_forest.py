@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from reports.figures import _facts, style
 from reports.frames import Irrelevant, Run
@@ -101,4 +103,13 @@ def _panel(axes: Axes, protocol: Protocol | None, found: Sequence[Pair], run: Ru
     axes.set_title("Average" if protocol is None else style.short(protocol))
     unit = "percent" if protocol is None else protocol.unit
     axes.set_xlabel("% of range" if protocol is None else {"percent": "% points"}.get(unit, unit))
-    axes.locator_params(axis="x", nbins=3)
+    _few_ticks(axes)
+
+
+def _few_ticks(axes: Axes) -> None:
+    """Ticks whose labels have room in a narrow panel: three short ones, or 0 and one long one."""
+    far = max(axes.get_xlim(), key=abs)
+    if abs(far) < 500.0:
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    else:
+        axes.set_xticks([0.0, math.copysign(10.0 ** math.floor(math.log10(abs(far))), far)])

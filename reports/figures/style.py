@@ -97,7 +97,9 @@ def look(student: str, students: Sequence[str], theme: Theme) -> Look:
     others = sorted({weighting(s) for s in students} - {""} - set(_KNOWN))
     place = [*_KNOWN, *others].index(own)
     return Look(
-        theme.cycle[place % len(theme.cycle)], _DASHES[(place + place // 7) % len(_DASHES)], _MARKERS[place % len(_MARKERS)]
+        theme.cycle[place % len(theme.cycle)],
+        _DASHES[(place + place // 7) % len(_DASHES)],
+        _MARKERS[(place + place // 7) % len(_MARKERS)],
     )
 
 
@@ -221,9 +223,9 @@ def short(protocol: Protocol) -> str:
 
 
 def wrapped(name: str, most: int = _NAME) -> str:
-    """Break a student's name before an ``@`` or after a ``+``, and only there, where it is longer than ``most`` letters."""
+    """Break a student's name before an ``@`` or after a ``+`` or ``-``, and only where it is longer than ``most`` letters."""
     lines = [""]
-    for part in name.replace("@", "\n@").replace("+", "+\n").split("\n"):
+    for part in name.replace("@", "\n@").replace("+", "+\n").replace("-", "-\n").split("\n"):
         if lines[-1] and len(lines[-1] + part) > most:
             lines.append("")
         lines[-1] += part
