@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+from pathlib import Path
 
 import official
 import pandas as pd
@@ -367,3 +368,19 @@ def test_footnotes_run_out_loudly():
         notes.letter(str(k))
     with pytest.raises(UserError, match="more than 25 footnotes"):
         notes.letter("one more")
+
+
+def test_the_layout_that_the_documentation_shows_works(estimates, monkeypatch, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "reports.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n# reports/layouts/entropy\.yaml\n(.+?)```", text, re.DOTALL)
+    (tmp_path / "entropy.yaml").write_text(example.replace('"@fixed"', '"@manual"'))
+    monkeypatch.setattr(layout, "FOLDER", tmp_path)
+    made = table("entropy", estimates)
+    assert [row.label for row in made.rows] == ["ce+fkl@instance"] and {c.name for c in made.columns} == {"entropy"}
+
+
+def test_the_documentation_names_every_kind_and_table():
+    text = (Path(__file__).parents[2] / "docs" / "reports.md").read_text(encoding="utf-8")
+    for kind in {fact.kind for fact in paper_facts.facts()}:
+        assert f"`{kind}`" in text, kind
+    assert set(PAPER) <= set(layouts()) and all(f"--layout {name}" in text for name in PAPER)
