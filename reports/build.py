@@ -163,7 +163,7 @@ def _figures(made: Sequence[Estimates], folder: Path, dark: bool) -> tuple[list[
                     parts.append(Part(name, title, drawing.caption, missing=str(missing)))
                 _remove_stale(folder, [f"{name}{end}" for end in (".png", ".pdf", "-dark.png")])
             else:
-                said = [drawing.caption, *drawing.notes(estimates), provenance.origin(estimates.run).plain]
+                said = [drawing.caption, *drawing.notes(estimates), provenance.caption(estimates.run)]
                 parts.append(Part(name, title, " ".join(said)))
     return parts, written
 

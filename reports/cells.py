@@ -144,6 +144,12 @@ class Table:
         """Whether rows come from more than one run: then a column says from which."""
         return len({row.run for row in self.rows}) > 1
 
+    @property
+    def versions(self) -> str:
+        """The protocols of the columns with their versions, one sentence; empty where no column is one protocol's."""
+        named = dict.fromkeys(f"`{c.protocol.name}` version {c.protocol.version}" for c in self.columns if c.protocol)
+        return f"Protocols: {', '.join(named)}." if named else ""
+
     def frame(self) -> pd.DataFrame:
         """Return every number at full precision, one per line, each with the run that it comes from."""
         origins = {o.run: o for o in self.origins}

@@ -31,15 +31,16 @@ class Origin:
         commit = (self.commit or _UNKNOWN)[:12] + ("-modified" if (self.commit or "").endswith("-modified") else "")
         return f"Run `{self.run}`, manifest {self.digest[:16]}, harness {commit}."
 
-    @property
-    def plain(self) -> str:
-        """The same for a caption, which knows no code style."""
-        return self.sentence.replace("`", "")
-
 
 def origin(run: Run) -> Origin:
     """Return where a run's numbers come from."""
     return Origin(run.name, run.digest, run.manifest.git_commit)
+
+
+def caption(run: Run) -> str:
+    """Return what a figure says of its run: the same, and the versions of the protocols; captions know no code style."""
+    versions = ", ".join(f"{p.name} {p.version}" for p in run.protocols)
+    return origin(run).sentence.replace("`", "") + (f" Protocol versions: {versions}." if versions else "")
 
 
 def regenerate(runs: Sequence[Run], options: Sequence[str] = ()) -> str:

@@ -18,6 +18,9 @@ from reports.conclusions import conclusions
 from reports.figures import style
 from reports.measures import Estimates
 
+#: Tables of trainings, which no protocol concerns.
+WITHOUT_PROTOCOL = ("cost", "weights-trust", "teacher-likeness", "paper-6")
+
 
 @pytest.fixture(scope="module")
 def report(whole_run, tmp_path_factory):
@@ -63,6 +66,25 @@ def test_provenance_names_run_digest_commit_and_protocols(report, whole_run):
         assert "0" * 40 in text
         assert "python -m harness.report --run" in text.replace("-{}-", "--")
         assert "gqa@miniature version 1" in text
+
+
+def test_every_table_and_figure_names_run_manifest_commit_and_protocol_versions(report, whole_run):
+    out, *_ = report
+    digest = frames.load(whole_run).digest
+    for path in [*out.glob("tables/*.md"), *out.glob("tables/*.tex")]:
+        text = path.read_text()
+        assert f"manifest {digest[:16]}, harness {'0' * 12}." in text, path.name
+        assert "@miniature" not in text or "version 1" in text or path.stem in WITHOUT_PROTOCOL, path.name
+    for path in out.glob("tables/*.csv"):
+        frame = pd.read_csv(path, dtype={"commit": str})  # a commit may be digits alone
+        assert (frame["manifest_digest"] == digest).all() and (frame["commit"] == "0" * 40).all(), path.name
+        own = frame["protocol"].str.contains("@")
+        assert (frame.loc[own, "protocol_version"] == 1).all() and (frame["run"] == whole_run.name).all()
+    text = (out / "report.md").read_text()
+    shown = text[text.index("## Figures") : text.index("## Where these numbers")].split("### Figure ")[1:]
+    for part in shown:
+        assert "The run holds no" in part or f"manifest {digest[:16]}, harness" in part
+        assert "The run holds no" in part or "gqa@miniature 1" in part
 
 
 def test_text_is_deterministic(report, whole_run, tmp_path, unsaved):

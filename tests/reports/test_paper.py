@@ -376,7 +376,9 @@ def test_the_layout_that_the_documentation_shows_works(estimates, monkeypatch, t
     (tmp_path / "entropy.yaml").write_text(example.replace('"@fixed"', '"@manual"'))
     monkeypatch.setattr(layout, "FOLDER", tmp_path)
     made = table("entropy", estimates)
-    assert [row.label for row in made.rows] == ["ce+fkl@instance"] and {c.name for c in made.columns} == {"entropy"}
+    assert [row.label for row in made.rows] == ["ce+fkl@instance", "ce+js@task"] and {c.name for c in made.columns} == {
+        "entropy"
+    }
 
 
 def test_the_documentation_names_every_kind_and_table():
