@@ -55,7 +55,7 @@ def compiled(folder: Path, name: str) -> Path:
 def text_of(pdf: Path) -> str:
     if shutil.which("pdftotext") is None:
         pytest.skip("pdftotext is not installed, so the PDF cannot be read")
-    return subprocess.run(["pdftotext", "-layout", str(pdf), "-"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["pdftotext", "-raw", str(pdf), "-"], capture_output=True, text=True, check=True).stdout
 
 
 def pages_of(pdf: Path) -> int:
@@ -68,7 +68,7 @@ def pages_of(pdf: Path) -> int:
 def squeezed(text: str) -> str:
     """Text without spaces, and with the quotes and dashes that a PDF's fonts map to their plain characters."""
     plain = text.translate(str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "˜": "~", "ˆ": "^", "∗": "*"}))
-    return re.sub(r"\s+", "", plain)
+    return re.sub(r"\s+", "", re.sub(r"-\n", "", plain))  # words are hyphenated at the ends of lines
 
 
 @pytest.fixture(scope="module")
