@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from harness.base import UserError
 from reports.figures import _facts, style
 from reports.frames import Irrelevant, Missing
 from reports.measures import Estimates
-from reports.statistics import Interval, bootstrap, summarise
+from reports.statistics import Floats, Interval, bootstrap_tables, summarise
+from tasks.aggregate import ClusterSums
 from tasks.catalogue import Protocol
 
 CAPTION = (
@@ -49,18 +55,54 @@ def _find(estimates: Estimates, benchmark: str) -> Found:
     if not scored:
         raise Missing(f"No student has scores on {protocol.name}.")
     parts = {s: rows[rows["protocol"] == protocol.name] for s, rows in scored.items()}
-    categories = list(dict.fromkeys(str(g) for rows in parts.values() for g in rows["group"] if g))
+    categories = list(dict.fromkeys(str(g) for rows in parts.values() for g in rows["group"].unique() if g))
     if len(categories) < 2:
         raise Missing(f"The questions of {protocol.name} are in one category.")
-    results: dict[str, dict[str, Interval]] = {s: {} for s in run.students if s in parts}
-    for category in categories:  # outermost, because all students meet the same resamples
-        for student in results:
-            rows = parts[student]
-            rows = rows[rows["group"] == category]
-            if len(rows):
-                sample = bootstrap(rows, protocol, estimates.resamples, estimates.seed)
-                results[student][category] = summarise(sample, estimates.level)
+    results = {s: _intervals(s, parts[s], protocol, categories, estimates) for s in run.students if s in parts}
     return Found(protocol, categories, results)
+
+
+def _intervals(
+    student: str, rows: pd.DataFrame, protocol: Protocol, categories: Sequence[str], estimates: Estimates
+) -> dict[str, Interval]:
+    """Resample each category's clusters alone, from the sums that the benchmark's own number is made of.
+
+    Raises:
+        UserError: where a cluster lies in several categories.
+    """
+    sample = estimates.sample(student, "score", protocol)
+    places = rows[["cluster", "group"]].drop_duplicates()
+    torn = places["cluster"].duplicated()
+    if torn.any():
+        raise UserError(f"{protocol.name}: cluster {places[torn]['cluster'].iloc[0]!r} lies in more than one category")
+    category_of = dict(zip(places["cluster"].astype(str), places["group"], strict=True))
+    group_of = rows.drop_duplicates("id").set_index("id")["group"]
+    own = np.array([category_of[c] for c in sample.tables[0].clusters])
+    asked = group_of.reindex(sample.questions.index).to_numpy()
+    out = {}
+    for category in categories:
+        mask = own == category
+        if mask.any():
+            tables = {k: _part(t, mask, protocol) for k, t in zip(sample.labels, sample.tables, strict=True)}
+            questions = sample.questions[asked == category]
+            made = bootstrap_tables(tables, questions, protocol.name, estimates.resamples, estimates.seed)
+            out[category] = summarise(made, estimates.level)
+    return out
+
+
+def _part(table: ClusterSums, mask: NDArray[np.bool_], protocol: Protocol) -> ClusterSums:
+    """The sums of some clusters; of MME's, which stand side by side, those of the one category that the clusters are in."""
+    names = [c for c, kept in zip(table.clusters, mask, strict=True) if kept]
+    strata = table.strata[mask]
+    if protocol.aggregation != "mme":
+        return ClusterSums(names, table.sums[mask], table.value, strata)
+    sums = table.sums.reshape(len(mask), -1, 3)[mask, strata[0]]
+    return ClusterSums(names, sums, _points, strata)
+
+
+def _points(total: Floats) -> Floats:
+    """MME's points of one category, 100 * accuracy + 100 * accuracy+, from [..., right, both right, pairs]."""
+    return np.asarray((50.0 * total[..., 0] + 100.0 * total[..., 1]) / total[..., 2])
 
 
 def draw(estimates: Estimates, theme: style.Theme, benchmark: str, top: float, unit: str) -> Figure:
@@ -116,15 +158,15 @@ def _reference(what: Found) -> str:
 def _panel(
     axes: Axes, what: Found, student: str, own: style.Look, reference: dict[str, Interval] | None, theme: style.Theme
 ) -> None:
-    for k, category in enumerate(what.categories):
-        e = what.results[student].get(category)
-        if e is None:
-            continue
-        axes.barh(-k, e.value, height=0.7, color=own.color, alpha=0.55, linewidth=0)
-        if e.low is not None and e.high is not None:
-            axes.plot([e.low, e.high], [-k, -k], color=theme.ink, linewidth=1.4, solid_capstyle="butt")
-        if reference is not None and category in reference:
-            x = reference[category].value
-            axes.plot([x, x], [-k - 0.42, -k + 0.42], color=theme.ink, linewidth=2.2, solid_capstyle="butt")
+    found = [(-k, what.results[student].get(c), c) for k, c in enumerate(what.categories)]
+    drawn = [(y, e) for y, e, _ in found if e is not None]
+    axes.barh([y for y, _ in drawn], [e.value for _, e in drawn], height=0.7, color=own.color, alpha=0.55, linewidth=0)
+    spans = [(y, e.low, e.high) for y, e in drawn if e.low is not None and e.high is not None]
+    ys, lows, highs = ([span[k] for span in spans] for k in range(3))
+    axes.hlines(ys, lows, highs, color=theme.ink, linewidth=1.4)
+    ticks = [(y, reference[c].value) for y, _, c in found if reference is not None and c in reference]
+    axes.vlines(
+        [x for _, x in ticks], [y - 0.42 for y, _ in ticks], [y + 0.42 for y, _ in ticks], color=theme.ink, linewidth=2.2
+    )
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)

@@ -24,7 +24,10 @@ def questions(found: Iterable[Interval | Difference], level: float) -> str:
     results = list(found)
     seeds = {n for e in results for n in (e.seeds if isinstance(e, Difference) else (e.seeds,))}
     made = " or ".join(sorted({e.method for e in results} - {"none"}))
-    bars = f"bars: {100 * level:g} % intervals ({made})" if made else "no interval can be given"
+    covered = "" if seeds - {1} else "not "
+    bars = "no interval can be given"
+    if made:
+        bars = f"bars: {100 * level:g} % intervals ({made}), which do {covered}cover the variation between trainings"
     return (
         f"n = {span(e.n for e in results)} questions in {span(e.clusters for e in results)} clusters, "
         f"{seeds_told(seeds)}; {bars}."

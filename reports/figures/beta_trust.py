@@ -54,7 +54,7 @@ def notes(estimates: Estimates) -> list[str]:
     lost = [t.student for t in found if t.student not in zero][MOST:]
     n, wrong, noisy = (_facts.span(int(x) for x in counts) for counts in _counts(found))
     seeds = _facts.seeds_told(estimates.run.betas_of(t.student)["seed"].nunique() for t in found)
-    out = [f"n = {n} training samples, {wrong} with a wrong teacher, {noisy} with a noisy label; {seeds}."]
+    out = [f"n = {n} training samples, {wrong} with a wrong teacher, {noisy} with a noisy label; {seeds}, averaged."]
     out += [f"Not drawn, because weights of 0 have no place on a logarithmic axis: {', '.join(zero)}."] if zero else []
     if complementary(estimates.run):
         out.append(

@@ -124,8 +124,9 @@ def notes(estimates: Estimates) -> list[str]:
     """n, seeds, and what is left out."""
     n = [r.n for r in _found(estimates).values()]
     seeds = _facts.seeds_told([len(estimates.run.manifest.seeds)])
-    told = f"n = {_facts.span(n)} questions per student, all benchmarks and {seeds} together."
-    return [told, *_facts.unroomy([title for title, _ in _panels(estimates)[MOST:]])]
+    told = f"n = {_facts.span(n)} questions per student, all benchmarks and {seeds} together"
+    lost = _facts.unroomy([title for title, _ in _panels(estimates)[MOST:]])
+    return [f"{told}; bars do not cover the variation between trainings.", *lost]
 
 
 def _found(estimates: Estimates) -> dict[str, Reliability]:

@@ -20,7 +20,7 @@ TITLE = "Energies over the probability simplex"
 #: The teacher of METHOD's golden values, over the tokens A, B, C.
 TEACHER = (0.7, 0.2, 0.1)
 #: Points along a side, and how close the drawing comes to the edges, where some energies are infinite.
-SIDE, EDGE = 81, 0.01
+SIDE, EDGE = 61, 0.01
 _LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 CAPTION = (
     "Figure 3 of the paper, from the formulas (NumPy, double precision; temperature 1 unless an energy sets its own). Each "
@@ -43,7 +43,9 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     q, x, y = grid()
     lines = math.ceil((len(ENERGIES) + 1) / _COLUMNS)
     figure = style.canvas(1.85 * lines)
-    panels = figure.subplots(lines, _COLUMNS).ravel()
+    figure.set_layout_engine("none")  # nothing here has ticks, so places need not be searched for
+    places = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 1.0 - 0.36 / (1.85 * lines), "wspace": 0.08, "hspace": 0.38}
+    panels = figure.subplots(lines, _COLUMNS, gridspec_kw=places).ravel()
     for axes, (name, (energy, unit)) in zip(panels, ENERGIES.items(), strict=False):
         values = energy(np.array(TEACHER), q)
         top = float(np.nanmax(values))

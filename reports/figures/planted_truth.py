@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.figures import style
+from reports.figures import _facts, style
 from reports.frames import weighting
 from reports.measures import Estimates
 from reports.planted import ALL, Entry, Planted, Weights, planted
@@ -63,9 +63,10 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
 def notes(estimates: Estimates) -> list[str]:
     """Numbers of samples and the limits of this panel."""
     c = planted(estimates).counts
+    seeds = _facts.seeds_told([len(estimates.run.manifest.seeds)])
     return [
         f"n = {c['blind']:,} blind and {c['healthy']:,} healthy samples with an image, {c['noisy']:,} of the healthy with a "
-        "wrong label. The faults were drawn once, under one teacher."
+        f"wrong label; {seeds} per student. The faults were drawn once, under one teacher."
     ]
 
 
