@@ -106,7 +106,7 @@ def test_the_report_compiles_with_every_table_and_figure(report):
         assert word.lower() in text.lower(), word
     log = (report / "report.log").read_text(encoding="latin-1") if (report / "report.log").is_file() else ""
     wide = [float(w) for w in re.findall(r"Overfull \\hbox \(([\d.]+)pt too wide\)", log)]
-    assert all(w < 40 for w in wide), wide
+    assert all(w < 10 for w in wide), wide  # a tenth of an inch; tables are scaled to the text
 
 
 def test_the_text_of_hostile_names_survives(report):

@@ -52,6 +52,8 @@ def relevant(estimates):
             out[name] = tables.build(name, layout, estimates)
         except Irrelevant:
             continue
+        except frames.Missing:
+            assert name.startswith("paper-")  # the paper's other tables have other students
     return out
 
 
@@ -174,12 +176,14 @@ def test_long_tables_are_cut_for_paper_and_lose_no_row(weighed, monkeypatch):
 
 
 def test_a_layout_in_python_is_one_file(weighed, monkeypatch):
-    code = type("Code", (), {"TITLE": "Mine", "CAPTION": "c", "ORDER": 1, "build": staticmethod(lambda name, e: (name, e))})
-    monkeypatch.setattr(tables.importlib, "import_module", lambda name: code)
+    table = tables.Table("planted-truth", "Mine", "c", (), (), (), False)
+    code = type("Code", (), {"TITLE": "Mine", "CAPTION": "c", "ORDER": 1, "build": staticmethod(lambda name, e: table)})
+    monkeypatch.setattr("reports.layout.importlib.import_module", lambda name: code)
     layout = layouts(["planted-truth"])["planted-truth"]
     assert layout.title == "Mine"
-    assert tables.build("planted-truth", layout, weighed) == ("planted-truth", weighed)
-    monkeypatch.setattr(tables.importlib, "import_module", lambda name: type("Code", (), {"TITLE": "t"}))
+    built = tables.build("planted-truth", layout, weighed)
+    assert built.title == "Mine" and built.origins[0].run == weighed.run.name
+    monkeypatch.setattr("reports.layout.importlib.import_module", lambda name: type("Code", (), {"TITLE": "t"}))
     with pytest.raises(UserError, match="needs CAPTION, ORDER, build"):
         layouts(["planted-truth"])
 
