@@ -1,5 +1,6 @@
 """Runs of many students, as the presets energies and weightings make: baselines, legible figures, a summary that is no wall."""
 
+import importlib
 import re
 
 import numpy as np
@@ -178,12 +179,12 @@ def test_long_tables_are_cut_for_paper_and_lose_no_row(weighed, monkeypatch):
 def test_a_layout_in_python_is_one_file(weighed, monkeypatch):
     table = tables.Table("planted-truth", "Mine", "c", (), (), (), False)
     code = type("Code", (), {"TITLE": "Mine", "CAPTION": "c", "ORDER": 1, "build": staticmethod(lambda name, e: table)})
-    monkeypatch.setattr("reports.layout.importlib.import_module", lambda name: code)
+    monkeypatch.setattr(importlib, "import_module", lambda name: code)
     layout = layouts(["planted-truth"])["planted-truth"]
     assert layout.title == "Mine"
     built = tables.build("planted-truth", layout, weighed)
     assert built.title == "Mine" and built.origins[0].run == weighed.run.name
-    monkeypatch.setattr("reports.layout.importlib.import_module", lambda name: type("Code", (), {"TITLE": "t"}))
+    monkeypatch.setattr(importlib, "import_module", lambda name: type("Code", (), {"TITLE": "t"}))
     with pytest.raises(UserError, match="needs CAPTION, ORDER, build"):
         layouts(["planted-truth"])
 
