@@ -111,10 +111,11 @@ def draw(estimates: Estimates, theme: style.Theme, benchmark: str, top: float, u
     students = list(what.results)[:MOST]
     reference = what.results.get(_reference(what))
     titles = [style.wrapped(student, 11) for student in students]
-    lines = -(-len(students) // _COLUMNS)
+    columns = min(_COLUMNS, len(students))
+    lines = -(-len(students) // columns)
     head = 0.15 + 0.19 * max(1 + title.count("\n") for title in titles)
     figure = style.canvas(0.45 + lines * (head + 0.22 * len(what.categories)))
-    grid = figure.subplots(lines, _COLUMNS, squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axes, student, title in zip(grid.ravel(), students, titles, strict=False):
         own = style.look(student, estimates.run.students, theme)
         _panel(axes, what, student, own, reference, theme)
@@ -125,7 +126,7 @@ def draw(estimates: Estimates, theme: style.Theme, benchmark: str, top: float, u
         axes.set_visible(False)
     grid[0][0].set_yticks([-k for k in range(len(what.categories))], [label(c) for c in what.categories])
     grid[0][0].set_ylim(-len(what.categories) + 0.4, 0.6)
-    for column in range(_COLUMNS):
+    for column in range(columns):
         lowest = [row[column] for row in grid if row[column].get_visible()]
         if lowest:
             lowest[-1].set_xlabel(unit)

@@ -6,10 +6,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.figures import style
-from reports.frames import Run
+from reports.frames import Irrelevant, Run
 
 #: Share of the steps over which lines are smoothed by a running mean.
 SMOOTH = 0.05
+
+
+def dynamics(run: Run) -> pd.DataFrame:
+    """Return ``run.dynamics``; :class:`Irrelevant` where the run has no students to train."""
+    if not run.manifest.students:
+        raise Irrelevant("Nothing was trained in this run.")
+    return run.dynamics
 
 
 def smooth(rows: pd.DataFrame, column: str) -> pd.DataFrame:

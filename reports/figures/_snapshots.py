@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base import UserError
-from reports.frames import Missing
+from reports.frames import Irrelevant, Missing
 from reports.measures import Estimates
 
 Floats = NDArray[np.float64]
@@ -52,6 +52,8 @@ def snapshots(estimates: Estimates) -> Snapshots:
 
 def _snapshots(estimates: Estimates) -> Snapshots:
     run = estimates.run
+    if not run.manifest.students:
+        raise Irrelevant("Nothing was trained in this run.")
     found: dict[str, list[dict[str, Floats]]] = {}
     for student in run.manifest.students:
         files = [folder / "snapshots.npz" for _, folder in run.seed_folders(student)]

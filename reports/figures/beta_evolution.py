@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.figures import _facts, style
+from reports.figures import _facts, _lines, style
 from reports.frames import Irrelevant, adapts, family, weighting
 from reports.measures import Estimates
 from reports.trust import varies
@@ -65,7 +65,7 @@ def _samples_told(estimates: Estimates) -> str:
 
 
 def _panels(estimates: Estimates) -> list[tuple[tuple[str, ...], str]]:
-    trained = set(estimates.run.dynamics["student"].unique())
+    trained = set(_lines.dynamics(estimates.run)["student"].unique())
     learned = [s for s in estimates.run.students if adapts(s) and s in trained]
     panels = list(dict.fromkeys((family(s), c) for s in learned for c in family(s)))
     if not panels:

@@ -64,7 +64,7 @@ def _by_student(estimates: Estimates) -> dict[str, dict[str, pd.DataFrame]]:
 
     def find() -> dict[str, dict[str, pd.DataFrame]]:
         out: dict[str, dict[str, pd.DataFrame]] = {}
-        for (student, channel), rows in estimates.run.dynamics.groupby(["student", "channel"], sort=False):
+        for (student, channel), rows in _lines.dynamics(estimates.run).groupby(["student", "channel"], sort=False):
             table = _lines.smooth(rows, "loss")
             if len(table):
                 out.setdefault(str(student), {})[str(channel)] = table

@@ -70,7 +70,7 @@ def _totals(estimates: Estimates) -> dict[str, pd.DataFrame]:
     """Total by step and seed, smoothed, of each student with several channels."""
 
     def find() -> dict[str, pd.DataFrame]:
-        frame = estimates.run.dynamics.drop_duplicates(["student", "seed", "step"])
+        frame = _lines.dynamics(estimates.run).drop_duplicates(["student", "seed", "step"])
         found = {str(s): rows for s, rows in frame.groupby("student", sort=False) if len(_channels(str(s))) > 1}
         if not found:
             raise Irrelevant("Every student of this run has one loss: its total is that loss.")

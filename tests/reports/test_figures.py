@@ -99,11 +99,11 @@ def drawn(folder, placed=True):
     return found, refused
 
 
-@pytest.fixture(scope="module", params=["default", "planted", "weighed", "alone"])
-def gallery(request, whole_run, planted_run, tmp_path_factory):
-    """The default's students; planted truth, two seeds; 24 recipes of one shape; 17 energies alone."""
-    if request.param in ("default", "planted"):
-        return drawn(whole_run if request.param == "default" else planted_run)
+@pytest.fixture(scope="module", params=["planted", "weighed", "alone"])
+def gallery(request, planted_run, tmp_path_factory):
+    """Planted truth, two seeds; 24 recipes of one shape; 17 energies alone."""
+    if request.param == "planted":
+        return drawn(planted_run)
     students = ["ce", *(WEIGHED if request.param == "weighed" else ALONE)]
     folder = tmp_path_factory.mktemp("many") / "run"
     return drawn(simulate.write_run(folder, clusters=8, students=students, steps=20))
