@@ -19,7 +19,7 @@ CAPTION = (
     "The same student in two runs, on the same questions under the same protocol version; trainings are not paired, because "
     "nothing says that equal seeds saw equal samples."
 )
-SMALL_PRINT = "+a −b: questions on which the first run's student scores higher, and lower."
+SMALL_PRINT = "+a −b: questions on which the student of the run named first scores higher, and lower."
 
 
 def build(name: str, a: Estimates, b: Estimates) -> Table:
@@ -45,12 +45,28 @@ def build(name: str, a: Estimates, b: Estimates) -> Table:
         f"Bold: resolved (two-sided {100 * (1 - a.level):g} %; {' or '.join(tests)}; Holm's correction over the benchmarks of a"
         " student, not over students).",
         SMALL_PRINT,
+        *_caveats(a, b),
         *refused,
         *([f"{DASH}: not in both runs."] if any(c is None for row in rows for c in row.cells) else []),
         *(o.sentence for o in origins),
     )
     title = titled(TITLE.format(a=a.run.name, b=b.run.name), a.run)
     return Table(name, title, CAPTION, notes, tuple(columns), tuple(rows), True, origins)
+
+
+def _caveats(a: Estimates, b: Estimates) -> list[str]:
+    """What else than the training's chance sets the runs apart, and what the intervals cannot cover."""
+    facts = [
+        {"preset": e.run.manifest.preset.name, **e.run.manifest.preset.data, "harness": e.run.manifest.git_commit}
+        for e in (b, a)
+    ]
+    differ = [k for k in dict.fromkeys([*facts[0], *facts[1]]) if facts[0].get(k) != facts[1].get(k)]
+    said = "; ".join(f"{k} {facts[0].get(k, 'not recorded')} and {facts[1].get(k, 'not recorded')}" for k in differ)
+    out = [f"By their manifests the runs differ in: {said}."] if differ else []
+    single = [e.run.name for e in (b, a) if len(e.run.manifest.seeds) == 1]
+    if single:
+        out.append(f"One seed in {' and '.join(f'`{n}`' for n in single)}: its training variation is in no interval here.")
+    return out
 
 
 def conclusions(a: Estimates, b: Estimates) -> list[Conclusion]:

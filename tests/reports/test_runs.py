@@ -169,6 +169,18 @@ def test_the_table_and_the_sentence_of_one_run_against_the_other(made):
     assert "1 resolved above (`ce`), 0 resolved below" in sentence.text
 
 
+def test_what_else_sets_two_runs_apart_is_said(pair, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(pair[1], other)
+    preset = read_json(other / "manifest.json")["preset"]
+    preset["data"]["label_noise"] = 0.0
+    manifest(other, preset=preset, seeds=[0], git_commit="1" * 40)
+    loaded = [Estimates(run, resamples=50) for run in runs.load([pair[0], other])]
+    notes = " ".join(runs_apart.build("apart", *loaded).notes)
+    assert f"the runs differ in: label_noise 0.0 and 0.25; harness {'1' * 40} and {'0' * 40}." in notes
+    assert "One seed in `other`" in notes
+
+
 def test_other_questions_are_not_compared_and_that_is_said(pair, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(pair[1], other)
