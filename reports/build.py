@@ -1,20 +1,21 @@
-"""From a run folder to its report: tables, figures, Markdown, LaTeX and one HTML page. No model, no network."""
+"""From run folders to a report: tables, figures, Markdown, LaTeX and one HTML page. No model, no network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from harness.base import atomic_path, unknown, write_text
-from reports import frames, page, tables
+from reports import explorer, markup, page, provenance, runs, runs_apart, tables
 from reports.conclusions import conclusions
-from reports.figures import Drawing, drawings, style
+from reports.figures import drawings
 from reports.frames import Irrelevant, Missing, Run
 from reports.measures import Estimates
-from reports.notes import seeds_note
-from reports.samples import Sample, samples
+from reports.sentences import Conclusion
 from reports.statistics import LEVEL, RESAMPLES
 from reports.tables import Computed, Layout, Table
 
@@ -33,58 +34,98 @@ class Part:
 
 
 def build(
-    run: Path,
+    run: Path | Sequence[Path],
     formats: Sequence[str] = FORMATS,
     layouts: Sequence[str] | None = None,
     *,
     out: Path | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    options: Sequence[str] = (),
 ) -> list[Path]:
-    """Write the report of a run folder and return the files.
+    """Write the report of a run folder, or one report of several, and return the files.
 
     Args:
-        run: the run folder; formats: any of md, tex, html (CSV and figures are always written).
-        layouts: names of table layouts, default all; out: where to write, default ``run/report``.
-        resamples, seed: of the bootstrap.
+        run: the run folder, or several, which then stand side by side; formats: any of md, tex, html (CSV and figures are
+            always written).
+        layouts: names of table layouts, default all; out: where to write, default :func:`folder_of`.
+        resamples, seed: of the bootstrap; options: of the command that makes this report again, beside ``--run``.
 
     Raises:
-        UserError: an unknown format or layout, a folder that is not a run, a damaged file (named).
+        UserError: an unknown format or layout, a folder that is not a run, a damaged file (named), runs that must not
+            stand side by side.
     """
     for name in formats:
         if name not in FORMATS:
             raise unknown("report format", name, FORMATS)
     chosen = tables.layouts(layouts)
-    loaded = frames.load(Path(run))
-    estimates = Estimates(loaded, resamples, seed, LEVEL)
-    target = Path(run) / "report" if out is None else Path(out)
-    found = {name: _table(name, layout, estimates, asked=layouts is not None) for name, layout in chosen.items()}
+    folders = [run] if isinstance(run, Path) else list(run)
+    loaded = runs.load(folders)
+    made = [Estimates(one, resamples, seed, LEVEL) for one in loaded]
+    target = folder_of(folders) if out is None else Path(out)
+    found = {name: _table(name, layout, made, asked=layouts is not None) for name, layout in chosen.items()}
     for name in [name for name, part in found.items() if part is None or part.table is None]:
         _remove_stale(target / "tables", [f"{name}.{ext}" for ext in ("csv", "md", "tex")])
-    shown = [part for part in found.values() if part is not None]
-    drawn, written = _figures(estimates, target / "figures", dark="html" in formats)
+    shown = [*_apart(made), *(part for part in found.values() if part is not None)]
+    drawn, written = _figures(made, target / "figures", dark="html" in formats)
     written += _table_files(shown, formats, target / "tables")
-    context = _context(estimates, shown, drawn)
+    context = _context(made, shown, drawn, options)
     if "md" in formats:
-        written.append(_write(target / "report.md", page.markdown_environment(), "report.md.jinja", context))
+        written.append(_write(target / "report.md", markup.markdown_environment(), "report.md.jinja", context))
     if "tex" in formats:
-        written.append(_write(target / "report.tex", page.tex_environment(), "report.tex.jinja", context))
+        written.append(_write(target / "report.tex", markup.tex_environment(), "report.tex.jinja", context))
     if "html" in formats:
-        disputed, missing = _samples(loaded)
-        context = {**context, "samples": disputed, "samples_missing": missing}
-        written.append(_write(target / "index.html", page.html_environment(), "index.html.jinja", context))
+        samples = explorer.write(loaded, target)
+        written += samples["files"]
+        environment = page.html_environment()
+        written.append(_write(target / "index.html", environment, "index.html.jinja", {**context, "explorer": samples}))
     return written
 
 
-def _table(name: str, layout: Layout | Computed, estimates: Estimates, asked: bool) -> Part | None:
-    """A table, or the sentence in its place; None for one that does not concern the run, unless it was asked for."""
-    try:
-        table = tables.build(name, layout, estimates)
-    except Irrelevant as irrelevant:
-        return Part(name, layout.title, layout.caption, missing=str(irrelevant)) if asked else None
-    except Missing as missing:
-        return Part(name, layout.title, layout.caption, missing=str(missing))
-    return Part(name, table.title, layout.caption, table=table)
+def folder_of(folders: Sequence[Path]) -> Path:
+    """Return where the report goes: ``RUN/report``, or for several ``RUN/report-with-OTHERS`` in the first."""
+    others = "-and-".join(Path(folder).resolve().name for folder in folders[1:])
+    return Path(folders[0]) / (f"report-with-{others}" if others else "report")
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------------
+
+
+def _table(name: str, layout: Layout | Computed, made: Sequence[Estimates], asked: bool) -> Part | None:
+    """A table, or the sentence in its place; None for one that concerns no run, unless it was asked for."""
+    found: list[Table] = []
+    lost: list[str] = []
+    concerned = False
+    for estimates in made:
+        try:
+            found.append(tables.build(name, layout, estimates))
+        except Missing as missing:
+            lost.append(f"`{estimates.run.name}`: {missing}" if len(made) > 1 else str(missing))
+            concerned |= not isinstance(missing, Irrelevant)
+    if found:
+        table = runs.merge(found)
+        table = replace(table, notes=(*lost, *table.notes)) if concerned else table
+        return Part(name, table.title, layout.caption, table=table)
+    return Part(name, layout.title, layout.caption, missing=" ".join(lost)) if concerned or asked else None
+
+
+def _apart(made: Sequence[Estimates]) -> list[Part]:
+    """Every other run minus the first one."""
+    parts = []
+    for estimates in made[1:]:
+        first, name = made[0], f"runs-{_slug(estimates.run)}-minus-{_slug(made[0].run)}"
+        try:
+            table = runs_apart.build(name, first, estimates)
+        except Missing as missing:
+            title = runs_apart.TITLE.format(a=first.run.name, b=estimates.run.name)
+            parts.append(Part(name, title, runs_apart.CAPTION, missing=str(missing)))
+        else:
+            parts.append(Part(name, table.title, table.caption, table=table))
+    return parts
+
+
+def _slug(run: Run) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in run.name)
 
 
 def _table_files(parts: Sequence[Part], formats: Sequence[str], folder: Path) -> list[Path]:
@@ -97,26 +138,33 @@ def _table_files(parts: Sequence[Part], formats: Sequence[str], folder: Path) ->
         written.append(path)
         context: dict[str, Any] = {"part": part}
         if "md" in formats:
-            written.append(_write(folder / f"{part.name}.md", page.markdown_environment(), "table.md.jinja", context))
+            written.append(_write(folder / f"{part.name}.md", markup.markdown_environment(), "table.md.jinja", context))
         if "tex" in formats:
-            written.append(_write(folder / f"{part.name}.tex", page.tex_environment(), "table.tex.jinja", context))
+            written.append(_write(folder / f"{part.name}.tex", markup.tex_environment(), "table.tex.jinja", context))
     return written
 
 
-def _figures(estimates: Estimates, folder: Path, dark: bool) -> tuple[list[Part], list[Path]]:
+# ---- figures ---------------------------------------------------------------------------------------------------------------
+
+
+def _figures(made: Sequence[Estimates], folder: Path, dark: bool) -> tuple[list[Part], list[Path]]:
+    """Every figure, once per run: a second run's file has the run's name behind its own."""
     parts: list[Part] = []
     written: list[Path] = []
     for drawing in drawings():
-        title = tables.titled(drawing.title, estimates.run)
-        try:
-            written.extend(_draw(drawing, estimates, folder, dark))
-        except Missing as missing:
-            if not isinstance(missing, Irrelevant):
-                parts.append(Part(drawing.name, title, drawing.caption, missing=str(missing)))
-            _remove_stale(folder, [f"{drawing.name}{end}" for end in (".png", ".pdf", "-dark.png")])
-        else:
-            said = [drawing.caption, *drawing.notes(estimates), seeds_note(estimates.run, covered=False)]
-            parts.append(Part(drawing.name, title, " ".join(said)))
+        for estimates in made:
+            several = len(made) > 1
+            name = f"{drawing.name}--{_slug(estimates.run)}" if several else drawing.name
+            title = tables.titled(drawing.title, estimates.run) + (f", run {estimates.run.name}" if several else "")
+            try:
+                written.extend(replace(drawing, name=name).write(estimates, folder, dark))
+            except Missing as missing:
+                if not isinstance(missing, Irrelevant):
+                    parts.append(Part(name, title, drawing.caption, missing=str(missing)))
+                _remove_stale(folder, [f"{name}{end}" for end in (".png", ".pdf", "-dark.png")])
+            else:
+                said = [drawing.caption, *drawing.notes(estimates), provenance.caption(estimates.run)]
+                parts.append(Part(name, title, " ".join(said)))
     return parts, written
 
 
@@ -126,46 +174,44 @@ def _remove_stale(folder: Path, names: Sequence[str]) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _draw(drawing: Drawing, estimates: Estimates, folder: Path, dark: bool) -> list[Path]:
-    """PNG and PDF on white paper, and a PNG for pages that are read in the dark."""
-    targets = [(style.LIGHT, [f"{drawing.name}.png", f"{drawing.name}.pdf"])]
-    if dark:
-        targets.append((style.DARK, [f"{drawing.name}-dark.png"]))
-    written = []
-    for theme, names in targets:
-        with style.use(theme):
-            figure = drawing.draw(estimates, theme)
-            for name in names:
-                style.save(figure, folder / name)
-                written.append(folder / name)
-    return written
+# ---- what all formats share ------------------------------------------------------------------------------------------------
 
 
-def _samples(run: Run) -> tuple[list[Sample], str | None]:
-    try:
-        return samples(run), None
-    except Missing as missing:
-        return [], str(missing)
-
-
-def _context(estimates: Estimates, shown: Sequence[Part], drawn: Sequence[Part]) -> dict[str, Any]:
-    run = estimates.run
+def _context(made: Sequence[Estimates], shown: Sequence[Part], drawn: Sequence[Part], options: Sequence[str]) -> dict[str, Any]:
+    loaded = [estimates.run for estimates in made]
+    first = loaded[0]
+    title = provenance.lead(first) if len(made) == 1 else f"{', '.join(run.name for run in loaded[:-1])} and {loaded[-1].name}"
+    descriptions = dict.fromkeys(" ".join(run.manifest.preset.description.split()) for run in loaded)
     return {
-        "title": page.lead(run),
-        "description": " ".join(run.manifest.preset.description.split()),
-        "suite": run.suite,
-        "facts": page.facts(run),
-        "conclusions": page.ordered(conclusions(estimates)),
+        "title": title if len(made) == 1 or not first.suite else f"{title} ({first.suite})",
+        "description": " ".join(descriptions),
+        "suite": first.suite,
+        "facts": provenance.facts(loaded),
+        "conclusions": provenance.ordered(_conclusions(made)),
         "tables": shown,
         "figures": drawn,
-        "provenance": page.provenance(run, estimates.resamples),
-        "regenerate": f"python -m harness.report --run {run.folder.name}",
-        "digest": run.digest[:16],
-        "run_name": run.folder.name,
+        "provenance": [line for e in made for line in provenance.told(e.run, e.resamples, several=len(made) > 1)],
+        "origins": [provenance.origin(run) for run in loaded],
+        "made_by": [(run.name, provenance.made_by(run)) for run in loaded],
+        "regenerate": provenance.regenerate(loaded, options),
     }
 
 
-def _write(target: Path, environment: Any, template: str, context: dict[str, Any]) -> Path:
+def _conclusions(made: Sequence[Estimates]) -> list[Conclusion]:
+    """What each run says and, where there are several, how they differ; what is true of every run is said once."""
+    if len(made) == 1:
+        return conclusions(made[0])
+    out = [c for estimates in made[1:] for c in runs_apart.conclusions(made[0], estimates)]
+    each = [conclusions(estimates) for estimates in made]
+    for estimates, found in zip(made, each, strict=True):
+        for c in found:
+            shared = all(c in others for others in each)
+            told = c if shared else replace(c, text=f"Run `{estimates.run.name}`: {c.text}")
+            out += [told] if told not in out else []
+    return out
+
+
+def _write(target: Path, environment: jinja2.Environment, template: str, context: dict[str, Any]) -> Path:
     text = environment.get_template(template).render(**context)
     with atomic_path(target) as path:
         path.write_text(text.rstrip() + "\n", encoding="utf-8")

@@ -83,6 +83,7 @@ class Manifest(_Open):
     seeds: list[int]
     protocols: dict[str, ProtocolRecord]
     limit: int | None = None
+    models: dict[str, Any] = {}
     versions: dict[str, str] = {}
     git_commit: str | None = None
     hardware: dict[str, Any] = {}
@@ -116,6 +117,7 @@ class Run:
         folder: where it is; digest: SHA-256 of ``manifest.json``.
         protocols: the run's protocols in the manifest's order; their versions equal the installed ones.
         scores, diagnostics: the frames of the contract, or None where the file is not there.
+        label: what the run is called beside others, where its folder's name is not enough.
     """
 
     folder: Path
@@ -124,6 +126,12 @@ class Run:
     protocols: tuple[Protocol, ...]
     scores: pd.DataFrame | None
     diagnostics: pd.DataFrame | None
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the run is called in its report."""
+        return self.label or self.folder.resolve().name
 
     @property
     def suite(self) -> str | None:
@@ -215,7 +223,7 @@ class Run:
 
     @functools.cached_property
     def dynamics(self) -> pd.DataFrame:
-        """All ``dynamics.jsonl``, one row per student, seed, step and channel: loss, weight, weighted, total."""
+        """All ``dynamics.jsonl``, one row per student, seed, step and channel: loss, weight, total, seconds of the step."""
         rows: list[dict[str, Any]] = []
         for student in self.manifest.students:
             for seed, folder in self.seed_folders(student):
@@ -317,6 +325,7 @@ def _flatten(path: Path, student: str, seed: int) -> list[dict[str, Any]]:
                         "loss": _number(loss),
                         "weight": _number(line["weight"].get(channel)),  # a channel may be watched without a weight
                         "total": float(line["total"]),
+                        "seconds": _number(line.get("seconds")),
                     }
                 )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

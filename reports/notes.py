@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from reports.frames import Run
-from reports.measures import Estimates
+from reports.measures import Estimates, Measure
 from reports.statistics import Difference
+from tasks.catalogue import Protocol
 
 if TYPE_CHECKING:
     from reports.cells import Column, Row
-    from reports.tables import Layout
+    from reports.layout import Layout
 
 #: What is printed where there is no number.
 DASH = "–"
@@ -49,6 +50,24 @@ def table_notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], 
                 seen.setdefault(cell.note, []).append(f"{row.label} on {column.label}")
     notes.extend(f"{_few(where)}: {note}." for note, where in seen.items())
     return notes
+
+
+def titled(title: str, run: Run) -> str:
+    """Add to a title what must be said of the questions."""
+    return title + (f" ({run.suite})" if run.suite else "")
+
+
+def size(protocol: Protocol, run: Run, kind: Measure, name: str) -> str:
+    """What stands under a column's name: the unit and how many questions in how many clusters."""
+    unit = {"percent": "%", "points": "points"}[protocol.unit] if name == "score" else kind.unit
+    rows = None if run.scores is None else run.scores[run.scores["protocol"] == protocol.name]
+    if rows is None or rows.empty:
+        return f"{unit}, not scored"
+    return f"{unit}, n = {rows['id'].nunique():,} ({rows['cluster'].nunique():,} {_plural(protocol.cluster)})"
+
+
+def _plural(word: str) -> str:
+    return word if word.endswith("s") else f"{word}s"
 
 
 def suite_note(run: Run) -> list[str]:

@@ -7,155 +7,68 @@ A layout is a YAML file, or a Python module where a table shows what no measure 
 
 from __future__ import annotations
 
-import fnmatch
-import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-import pydantic
-
-from harness.base import Strict, UserError, read_yaml, unknown
+from reports import paper_tables, provenance
 from reports.cells import Cell as Cell
 from reports.cells import Column as Column
 from reports.cells import Row as Row
 from reports.cells import Table as Table
 from reports.frames import Irrelevant, Missing, Run, family, weighting
-from reports.measures import Estimates, Measure, measure
-from reports.notes import DASH, table_notes
+from reports.layout import Computed as Computed
+from reports.layout import Layout as Layout
+from reports.layout import layouts as layouts
+from reports.layout import picked, select
+from reports.measures import Estimates, measure
+from reports.notes import DASH, size, table_notes
+from reports.notes import titled as titled
 from reports.statistics import Difference, Interval
 from tasks.catalogue import Protocol
-
-FOLDER = Path(__file__).parent / "layouts"
-
-
-class Layout(Strict):
-    """The schema of ``reports/layouts/NAME.yaml``.
-
-    Attributes:
-        title, caption: plain text; what is said of n, seeds, intervals and the miniature suite is added to them.
-        order: position in the report, low first.
-        columns: ``protocols``: one column per protocol of the run; ``measures``: one per measure, mean over protocols.
-        measures: names in :data:`reports.measures.MEASURES`; with ``columns: protocols`` exactly one.
-        students: globs over student names, in the order in which the rows stand; given models are ``teacher``, ``base``.
-        minus: what each student is compared with, paired: ``"@fixed"`` (the recipe of the same channels with that
-            weighting) or a student's name. Null for plain values. A student is never compared with itself.
-        references: rows for random guessing and for the best constant answer, where scores are shown.
-        mark: mark the best student of each column and all that are not resolved from it (values), or every resolved
-            cell (differences).
-        mean: add a last column with the mean over the protocols, where there are several; of scores, the mean of the numbers
-            in percent of their range.
-    """
-
-    title: str
-    caption: str
-    order: int
-    columns: Literal["protocols", "measures"] = "protocols"
-    measures: tuple[str, ...]
-    students: tuple[str, ...] = ("*",)
-    minus: str | None = None
-    references: tuple[Literal["chance", "constant"], ...] = ()
-    mark: bool = True
-    mean: bool = False
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> Layout:
-        for name in self.measures:
-            measure(name)
-        if self.columns == "protocols" and len(self.measures) != 1:
-            raise ValueError(f"columns: protocols shows one measure, {len(self.measures)} are given")
-        if "score" in self.measures and self.columns == "measures":
-            raise ValueError("scores have a unit per benchmark; show them with columns: protocols")
-        if self.references and self.measures != ("score",):
-            raise ValueError("references exist for scores only")
-        return self
-
-
-# ---- layouts ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A layout that is a module; see the top of this file."""
-
-    title: str
-    caption: str
-    order: int
-    build: Callable[[str, Estimates], Table]
-
-
-def layouts(names: Sequence[str] | None = None) -> dict[str, Layout | Computed]:
-    """Read the layouts called ``names`` (default: all that are in the folder), in the order in which they stand."""
-    files = [*sorted(FOLDER.glob("*.yaml")), *(p for p in sorted(FOLDER.glob("*.py")) if not p.name.startswith("_"))]
-    known = {path.stem.replace("_", "-"): path for path in files}
-    for name in names or ():
-        if name not in known:
-            raise unknown("layout", name, known)
-    read = {name: _read(known[name]) for name in (names or known)}
-    return dict(sorted(read.items(), key=lambda item: (item[1].order, item[0])))
-
-
-def _read(path: Path) -> Layout | Computed:
-    if path.suffix == ".yaml":
-        return read_yaml(path, Layout)
-    code = importlib.import_module(f"reports.layouts.{path.stem}")
-    lost = [attribute for attribute in ("TITLE", "CAPTION", "ORDER", "build") if not hasattr(code, attribute)]
-    if lost:
-        raise UserError(f"{path}: a layout in Python needs {', '.join(lost)}")
-    return Computed(code.TITLE, code.CAPTION, code.ORDER, code.build)
-
 
 # ---- building --------------------------------------------------------------------------------------------------------------
 
 
 def build(name: str, layout: Layout | Computed, estimates: Estimates) -> Table:
-    """Fill a layout from a run.
+    """Fill a layout from a run; every row knows its run, and the notes end with where the numbers come from.
 
     Raises:
         Missing: where the run holds nothing that the table shows; the sentence is printed in its place.
         Irrelevant: where the run's students leave nothing to compare, or what the table shows does not concern the run.
     """
     if isinstance(layout, Computed):
-        return layout.build(name, estimates)
+        table = layout.build(name, estimates)
+    elif layout.paper is not None:
+        table = paper_tables.build(name, layout, estimates)
+    else:
+        table = _build(name, layout, estimates)
+    origin = provenance.origin(estimates.run)
+    rows = tuple(replace(row, run=origin.run) for row in table.rows)
+    return replace(table, rows=rows, notes=(*table.notes, origin.sentence), origins=(origin,))
+
+
+def _build(name: str, layout: Layout, estimates: Estimates) -> Table:
     run = estimates.run
     if not run.protocols:
         raise Missing("The run names no protocol.")
+    if run.scores is None:
+        raise Missing("The run holds no scores.parquet yet.")
     if any(m != "score" for m in layout.measures):
         run.diagnosed  # noqa: B018  the property raises Missing before every cell would
     columns = _columns(layout, estimates)
-    students = select(layout.students, run.students)
-    rows = [r for r in (_row(s, layout, columns, estimates) for s in students) if r is not None]
+    if not columns:
+        raise Irrelevant(f"The run was scored under no protocol that matches {', '.join(layout.protocols)}.")
+    rows = [r for r in (_row(s, layout, columns, estimates) for s in picked(layout, run)) if r is not None]
+    if not rows and layout.minus is not None:
+        raise Irrelevant(f"The run holds no pair to compare: no student beside its {layout.minus}.")
     if not rows:
-        raise Missing(_nothing(layout, run))
+        raise Missing("The run holds no number for this table.")
     for level in reversed(layout.references):
         rows.insert(0, _reference(level, columns, run))
     title = titled(layout.title, run)
     notes = table_notes(layout, columns, rows, estimates)
     return Table(name, title, layout.caption, tuple(notes), tuple(columns), tuple(rows), layout.minus is not None)
-
-
-def titled(title: str, run: Run) -> str:
-    """Add to a title what must be said of the questions."""
-    return title + (f" ({run.suite})" if run.suite else "")
-
-
-def _nothing(layout: Layout, run: Run) -> str:
-    """The sentence that stands where a table without rows would."""
-    if run.scores is None:
-        return "The run holds no scores.parquet yet."
-    if layout.minus is not None:
-        raise Irrelevant(f"The run holds no pair to compare: no student beside its {layout.minus}.")
-    return "The run holds no number for this table."
-
-
-def select(globs: Sequence[str], students: Sequence[str]) -> list[str]:
-    """Return the students that match, in the order of the globs and then of the run."""
-    chosen: dict[str, None] = {}
-    for pattern in globs:
-        chosen.update(dict.fromkeys(s for s in students if fnmatch.fnmatchcase(s, pattern)))
-    return list(chosen)
 
 
 def counterpart(student: str, minus: str, students: Sequence[str]) -> str | None:
@@ -179,24 +92,12 @@ def _columns(layout: Layout, estimates: Estimates) -> list[Column]:
         return [Column(m.label, f"{m.unit}, mean of {len(run.protocols)}", m, name, None) for m, name in picked]
     name = layout.measures[0]
     kind = measure(name)
-    columns = [Column(p.title, _size(p, run, kind, name), kind, name, p) for p in run.protocols]
+    shown = select(layout.protocols, [p.name for p in run.protocols])
+    columns = [Column(p.title, size(p, run, kind, name), kind, name, p) for p in run.protocols if p.name in shown]
     if layout.mean and len(run.protocols) > 1:
         label, unit = ("Average", "% of range") if name == "score" else ("Mean", kind.unit)
         columns.append(Column(label, f"{unit} (mean of {len(run.protocols)})", kind, name, None))
     return columns
-
-
-def _size(protocol: Protocol, run: Run, kind: Measure, name: str) -> str:
-    """What stands under a column's name: the unit and how many questions in how many clusters."""
-    unit = {"percent": "%", "points": "points"}[protocol.unit] if name == "score" else kind.unit
-    rows = None if run.scores is None else run.scores[run.scores["protocol"] == protocol.name]
-    if rows is None or rows.empty:
-        return f"{unit}, not scored"
-    return f"{unit}, n = {rows['id'].nunique():,} ({rows['cluster'].nunique():,} {_plural(protocol.cluster)})"
-
-
-def _plural(word: str) -> str:
-    return word if word.endswith("s") else f"{word}s"
 
 
 def _row(student: str, layout: Layout, columns: Sequence[Column], estimates: Estimates) -> Row | None:
@@ -223,7 +124,7 @@ def _value(student: str, column: Column, layout: Layout, estimates: Estimates) -
     e = estimates.interval(student, column.name, column.protocol)
     k = column.measure.scale
     ends = [None if x is None else k * x for x in (e.low, e.high)]
-    students = [s for s in select(layout.students, estimates.run.students) if estimates.run.kinds.get(s) == "student"]
+    students = [s for s in picked(layout, estimates.run) if estimates.run.kinds.get(s) == "student"]
     marked = layout.mark and student in estimates.leaders(students, column.name, column.protocol)
     return Cell(k * e.value, ends[0], ends[1], column.measure.decimals, marked=marked, note=e.note, estimate=e)
 

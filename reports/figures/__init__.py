@@ -4,7 +4,7 @@ A figure module defines ``TITLE`` (what), ``CAPTION`` (how to read it), ``ORDER`
 ``draw(estimates, theme) -> matplotlib.figure.Figure``, which raises :class:`reports.frames.Missing` with a sentence where
 the run lacks what it shows, or ``Irrelevant`` where the figure does not concern the run. It uses ``Figure`` objects only: no
 pyplot, so nothing global changes. It may define ``notes(estimates) -> list[str]``: sentences for the caption that depend on
-the run, such as what is left out and why.
+the run: n, seeds, what the bars are, what is left out and why. Modules whose name begins with ``_`` are what figures share.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.base import UserError
@@ -34,6 +35,27 @@ class Drawing:
     order: int
     draw: Callable[[Estimates, Theme], Figure]
     notes: Callable[[Estimates], list[str]]
+
+    def write(self, estimates: Estimates, folder: Path, dark: bool) -> list[Path]:
+        """Write PNG and PDF on white paper and, if ``dark``, a PNG for pages that are read in the dark; return the files.
+
+        Raises:
+            Missing, Irrelevant: as ``draw``, before anything is written.
+        """
+        from reports.figures import style
+
+        written = [folder / f"{self.name}{end}" for end in (".png", ".pdf")]
+        with style.use(style.LIGHT):
+            light = self.draw(estimates, style.LIGHT)
+            for path in written:
+                style.save(light, path)
+        if dark:
+            with style.use(style.DARK):
+                other = self.draw(estimates, style.DARK)
+                style.settle(other, light)
+                style.save(other, folder / f"{self.name}-dark.png")
+            written.append(folder / f"{self.name}-dark.png")
+        return written
 
 
 def _no_notes(_: Estimates) -> list[str]:

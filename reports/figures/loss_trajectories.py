@@ -1,4 +1,4 @@
-"""Training losses: cross-entropy and the distillation energy, one panel per energy."""
+"""Figure 4 of the paper, first half: cross-entropy and the distillation energy over training, one panel per energy."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.figures import style
+from reports.figures import _facts, _lines, style
+from reports.figures._energies import ENERGIES
 from reports.frames import Missing, family
 from reports.measures import Estimates
 
 TITLE = "Loss trajectories"
 CAPTION = (
-    "Training losses before weighting, in nats where they are entropies or KL divergences, mean over the samples of a "
-    "step (each the mean over its answer tokens), smoothed by a running mean over 5 % of the steps. Cross-entropy against "
-    "the training labels (noisy where the run injects noise), with the student trained on it alone in every such panel; "
-    "distillation energies on a logarithmic scale. Bands span the seeds where there are several. A lower training loss is "
-    "no claim about the test, and energies are no common scale."
+    "Training losses before weighting, mean over the samples of a step (each the mean over its answer tokens), smoothed by a "
+    "running mean over 5 % of the steps. Cross-entropy is against the training labels (noisy where the run injects noise), "
+    "with the student trained on it alone in every such panel; distillation energies are on a logarithmic scale. Lines: "
+    "mean over seeds; bands: from the lowest to the highest seed, where there are several. A lower training loss is no claim "
+    "about the test, and energies are no common scale."
 )
 ORDER = 10
 
-#: Panels of one row: with the two losses of a student one above the other, and with one loss each.
-_WIDE, _NARROW = 3, 5
+#: Panels of one row.
+_COLUMNS = 3
 #: More families than this would be too small to read.
-MOST = 20
+MOST = 18
 
 
 def draw(estimates: Estimates, theme: style.Theme) -> Figure:
@@ -34,9 +35,9 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     families = _families(estimates)[:MOST]
     both = any("ce" in by_student[s] for members in families if members for s in _own(members, by_student))
     depth = both + max([1, *(len(members) for members in families)])
-    columns = min(len(families), _WIDE if both else _NARROW)
+    columns = min(len(families), _COLUMNS)
     lines = -(-len(families) // columns)
-    figure = style.canvas(0.55 + (1.75 if depth * lines <= 3 else 1.3) * depth * lines)
+    figure = style.canvas(0.35 + min(2.3, max(8.6 / (depth * lines), 1.4)) * depth * lines)
     grid = figure.subplots(depth * lines, columns, squeeze=False, sharex=True)
     for k in range(columns * lines):
         place = [grid[k // columns * depth + row][k % columns] for row in range(depth)]
@@ -46,30 +47,30 @@ def draw(estimates: Estimates, theme: style.Theme) -> Figure:
             for axes in place:
                 axes.set_visible(False)
     for column in range(columns):
-        style.steps([row[column] for row in grid if row[column].get_visible()][-1], most=8 if columns < 3 else 4)
+        style.steps([row[column] for row in grid if row[column].get_visible()][-1], most=5 if columns < 3 else 3)
     if len({label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]}) > 1:
         style.legend(figure)
     return figure
 
 
 def notes(estimates: Estimates) -> list[str]:
-    """Which energies are left out for want of room."""
+    """Numbers of steps and seeds, and which energies are left out for want of room."""
     lost = ["+".join(members) for members in _families(estimates)[MOST:]]
-    return [f"Not drawn, for want of room: {', '.join(lost)}."] if lost else []
+    return [_facts.trainings(estimates), *_facts.unroomy(lost)]
 
 
 def _by_student(estimates: Estimates) -> dict[str, dict[str, pd.DataFrame]]:
     """Loss by step and seed, smoothed, of each student and channel."""
-    return estimates.once("losses", lambda: _smooth(estimates.run.dynamics))
 
+    def find() -> dict[str, dict[str, pd.DataFrame]]:
+        out: dict[str, dict[str, pd.DataFrame]] = {}
+        for (student, channel), rows in _lines.dynamics(estimates.run).groupby(["student", "channel"], sort=False):
+            table = _lines.smooth(rows, "loss")
+            if len(table):
+                out.setdefault(str(student), {})[str(channel)] = table
+        return out
 
-def _smooth(frame: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    out: dict[str, dict[str, pd.DataFrame]] = {}
-    for (student, channel), rows in frame.groupby(["student", "channel"], sort=False):
-        table = rows.pivot_table(index="step", columns="seed", values="loss")
-        if len(table):
-            out.setdefault(str(student), {})[str(channel)] = table.rolling(max(1, len(table) // 20), min_periods=1).mean()
-    return out
+    return estimates.once("losses", find)
 
 
 def _families(estimates: Estimates) -> list[tuple[str, ...]]:
@@ -99,21 +100,19 @@ def _family(
         shown = _own(members, by_student) + (_own((), by_student) if channel == "ce" and members else [])
         drawn = [s for s in estimates.run.students if s in shown and channel in by_student[s]]
         for student in drawn:
-            _line(axes, by_student[student][channel], student, estimates, theme)
+            _lines.band(axes, by_student[student][channel], student, estimates.run, theme)
         if row == 0:
-            axes.set_title("+".join(members) or "ce")
-        if len(channels) > 1:  # the title says it otherwise
-            axes.set_ylabel("cross-entropy" if channel == "ce" else channel)
+            axes.set_title(style.wrapped("+".join(members) or "ce", 13))
+        axes.set_ylabel(_label(channel, alone=len(channels) == 1))
         if channel != "ce" and drawn:
             style.plain_log(axes)
         if not drawn:
             axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=theme.muted)
 
 
-def _line(axes: Axes, smooth: pd.DataFrame, student: str, estimates: Estimates, theme: style.Theme) -> None:
-    look = style.look(student, estimates.run.students, theme)
-    alone = "ce alone" if student == "ce" else "alone, without cross-entropy"
-    label = student.partition("@")[2] if "+" in student else alone
-    axes.plot(smooth.index, smooth.mean(axis=1), color=look.color, linestyle=look.dash, label=label)
-    if smooth.shape[1] > 1:
-        axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=look.color, alpha=0.15, linewidth=0)
+def _label(channel: str, alone: bool) -> str:
+    """What is measured, and its unit; a title says the first where a panel stands ``alone``."""
+    unit = "nats" if channel == "ce" else ENERGIES[channel][1] if channel in ENERGIES else ""
+    if alone:
+        return unit or "no unit"
+    return f"{channel} ({unit})" if unit else channel

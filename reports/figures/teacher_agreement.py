@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.figures import style
+from reports.figures import _facts, style
 from reports.frames import Missing
 from reports.measures import Estimates, measure
 
@@ -18,48 +17,41 @@ CAPTION = (
 )
 ORDER = 40
 _PANELS = (
-    ("teacher_agrees", "agreement (%)"),
-    ("teacher_kl", "KL to teacher (nats/token)"),
-    ("nll", "NLL of gold (nats/token)"),
+    ("teacher_agrees", "Agreement", "%"),
+    ("teacher_kl", "KL to teacher", "nats/token"),
+    ("nll", "NLL of gold", "nats/token"),
 )
 
 
 def draw(estimates: Estimates, theme: style.Theme) -> Figure:
     """Draw the figure; see the module's CAPTION."""
-    run = estimates.run
-    students = [s for s in run.students if any(estimates.has(s, name, None) for name, _ in _PANELS)]
-    if not students:
-        run.diagnosed  # noqa: B018  says which file is missing
-        raise Missing("No student has diagnostics on every benchmark of this run.")
-    figure = style.canvas(0.75 + 0.21 * len(students))
+    students = _students(estimates)
+    figure = style.canvas(0.95 + style.row_height(students) * len(students))
     grid = figure.subplots(1, len(_PANELS), sharey=True)
-    for axes, (name, label) in zip(grid, _PANELS, strict=True):
-        _panel(axes, estimates, name, students, theme)
-        axes.set_xlabel(label)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-    grid[0].set_yticks([-k for k in range(len(students))], students)
-    grid[0].set_ylim(-len(students) + 0.4, 0.6)
+    for axes, (name, title, unit) in zip(grid, _PANELS, strict=True):
+        for k, student in enumerate(students):
+            if estimates.has(student, name, None):
+                own = style.look(student, estimates.run.students, theme)
+                style.mark(axes, estimates.interval(student, name, None), -k, own, theme, measure(name).scale)
+        axes.set_title(title)
+        axes.set_xlabel(unit)
+        axes.locator_params(axis="x", nbins=4)
+    style.name_rows(grid[0], students, theme)
+    for axes in grid[1:]:
+        style.stripe(axes, len(students), theme)
     return figure
 
 
-def _panel(axes: Axes, estimates: Estimates, name: str, students: list[str], theme: style.Theme) -> None:
-    scale = measure(name).scale
-    for k, student in enumerate(students):
-        if k % 2 == 1:
-            axes.axhspan(-k - 0.5, -k + 0.5, color=theme.grid, alpha=0.35, linewidth=0)
-        if not estimates.has(student, name, None):
-            continue
-        e = estimates.interval(student, name, None)
-        look = style.look(student, estimates.run.students, theme)
-        if e.low is not None and e.high is not None:
-            axes.plot([scale * e.low, scale * e.high], [-k, -k], color=look.color, linewidth=1.6, solid_capstyle="butt")
-        axes.plot(
-            [scale * e.value],
-            [-k],
-            look.marker,
-            markersize=style.size(look.marker),
-            color=look.color,
-            markeredgecolor=theme.paper,
-            markeredgewidth=0.6,
-        )
+def notes(estimates: Estimates) -> list[str]:
+    """n, seeds, intervals."""
+    asked = [(s, name) for s in _students(estimates) for name, *_ in _PANELS]
+    found = [estimates.interval(s, name, None) for s, name in asked if estimates.has(s, name, None)]
+    return [_facts.questions(found, estimates.level)]
+
+
+def _students(estimates: Estimates) -> list[str]:
+    students = [s for s in estimates.run.students if any(estimates.has(s, name, None) for name, *_ in _PANELS)]
+    if not students:
+        estimates.run.diagnosed  # noqa: B018  says which file is missing
+        raise Missing("No student has diagnostics on every benchmark of this run.")
+    return students

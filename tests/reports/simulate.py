@@ -79,6 +79,8 @@ def questions(benchmark: str, clusters: int, rng: np.random.Generator) -> pd.Dat
                 group, gold = CATEGORIES[c % len(CATEGORIES)], ["Yes", "No"][k]
             if benchmark == "pope":
                 group, gold = ["random", "popular", "adversarial"][k // 2], ["yes", "no"][k % 2]
+            if benchmark == "mmbench":
+                group = ["attribute_recognition", "object_localization", "spatial_relationship"][c % 3]
             if benchmark in ("mmbench", "scienceqa"):
                 gold = "ABCD"[(c + k) % 4]
             rows.append(
@@ -270,8 +272,21 @@ def _training(folder: Path, student: str, steps: int, rng: np.random.Generator) 
         },
     )
     (folder / "dynamics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _snapshots(folder / "snapshots.npz", student, steps)
     columns = ["step", "id", "channel", "beta", "energy", "teacher_entropy", "teacher_correct", "noisy"]
     pd.DataFrame(betas, columns=columns).to_parquet(folder / "betas.parquet")
+
+
+def _snapshots(path: Path, student: str, steps: int) -> None:
+    """Logits of which one in a hundred answers; a student's come nearer to the teacher's from early to late."""
+    rng = np.random.default_rng(zlib.crc32(student.encode()))
+    values = {}
+    for moment, reach in (("early", 8.0), ("late", 12.0)):
+        for owner, top in (("student", reach), ("teacher", 14.0)):
+            values[f"{owner}_{moment}"] = np.concatenate([rng.normal(-1.0, 1.5, 4950), rng.normal(top, 1.0, 50)])
+    edges = np.linspace(min(v.min() for v in values.values()), max(v.max() for v in values.values()), 101)
+    counts = {key: np.histogram(v, edges)[0] for key, v in values.items()}
+    np.savez(path, edges=edges, early_step=np.array(1), late_step=np.array(steps), **counts)
 
 
 def write_planted(folder: Path, seeds: tuple[int, ...] = (0,), clusters: int = 60, steps: int = 80) -> Path:

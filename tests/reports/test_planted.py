@@ -10,7 +10,7 @@ import simulate
 from scipy import stats
 
 from harness.base import UserError
-from reports import figures, frames, page, tables
+from reports import figures, frames, markup, tables
 from reports.build import build
 from reports.conclusions import conclusions
 from reports.figures import style
@@ -212,7 +212,7 @@ def test_the_panel_says_what_it_must(estimates):
     ):  # fmt: skip
         assert sentence in notes, sentence
     assert "n = " in table.columns[3].under
-    assert "nan" not in page.markdown_table(table).lower()
+    assert "nan" not in markup.markdown_table(table).lower()
 
 
 def test_csv_of_the_panel_names_what_values_are_taken_over(estimates):

@@ -9,7 +9,7 @@ import simulate
 import yaml
 
 from harness.base import UserError, parse, read_json, write_json
-from reports import frames, page, statistics, tables
+from reports import escape, frames, markup, statistics, tables
 from reports.frames import Irrelevant
 from reports.measures import Estimates
 from reports.tables import Layout, counterpart, layouts
@@ -38,6 +38,8 @@ def concerned(estimates):
             tables.build(name, layout, estimates)
         except Irrelevant:
             assert name in ("planted-truth", "planted-detection", "difference-manual", "likelihood-manual")
+        except frames.Missing:
+            assert name in ("paper-3", "paper-5")  # nothing was trained with features, or with llava_kd
         else:
             out.append((name, layout))
     return out
@@ -71,7 +73,7 @@ def test_a_new_layout_is_one_file(estimates, monkeypatch, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         yaml.safe_dump({"title": "Entropy", "caption": "Mine.", "order": 1, "measures": ["entropy"], "students": ["ce+fkl@*"]})
     )
-    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    monkeypatch.setattr("reports.layout.FOLDER", tmp_path)
     table = tables.build("mine", layouts()["mine"], estimates)
     assert [row.label for row in table.rows] == [s for s in simulate.STUDENTS if s.startswith("ce+fkl@")]
 
@@ -171,7 +173,7 @@ def test_a_student_without_scores_keeps_its_row_of_dashes(run_copy):
     table = tables.build("accuracy", layouts()["accuracy"], Estimates(frames.load(run_copy), resamples=100))
     row = next(row for row in table.rows if row.label == "fkl")
     assert all(cell is None for cell in row.cells)
-    assert "`fkl`" in page.markdown_table(table)
+    assert "`fkl`" in markup.markdown_table(table)
 
 
 def test_csv_has_full_precision_and_the_facts(accuracy):
@@ -187,7 +189,7 @@ def test_csv_has_full_precision_and_the_facts(accuracy):
 
 
 def test_markdown_aligns_in_the_raw_text(accuracy):
-    lines = page.markdown_table(accuracy).splitlines()
+    lines = markup.markdown_table(accuracy).splitlines()
     bars = [[k for k, c in enumerate(line) if c == "|"] for line in lines]
     assert all(b == bars[0] for b in bars)
     assert len(lines) == len(accuracy.rows) + 3
@@ -200,17 +202,17 @@ def test_signs_and_zero_are_printed_without_a_false_direction():
 
 @pytest.mark.parametrize("name", ["a_b&c%$#{}~^\\", 'x"<script>|`*['])
 def test_every_name_is_escaped(name):
-    latex = page.tex(name)
+    latex = escape.tex(name)
     unescaped = [c for k, c in enumerate(latex) if c in "&%$#_" and latex[k - 1] != "\\"]
     assert not unescaped
-    assert "<script>" not in page.prose_html(f"see `{name}`")
-    assert "|" not in page.markdown(name).replace("\\|", "")
+    assert "<script>" not in escape.prose_html(f"see `{name}`")
+    assert "|" not in escape.markdown(name).replace("\\|", "")
 
 
 def test_a_missing_number_is_never_nan_in_print(estimates):
     for name, layout in concerned(estimates):
         table = tables.build(name, layout, estimates)
-        assert "nan" not in page.markdown_table(table).lower()
+        assert "nan" not in markup.markdown_table(table).lower()
         assert all(math.isfinite(c.value) for row in table.rows for c in row.cells if c)
 
 
