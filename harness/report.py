@@ -75,7 +75,7 @@ def _beside(roots: list[Path], formats: tuple[str, ...], layouts: list[str] | No
     if out is not None:
         out = out.expanduser().resolve()
         options += ["--out", os.path.relpath(out, roots[0].parent)]
-    return build(roots, formats=formats, layouts=layouts, out=out, options=options)
+    return build(roots, formats=formats, layouts=layouts, out=out, options=options, processes=2)
 
 
 def _rebuild(root: Path, formats: tuple[str, ...], layouts: list[str] | None) -> list[Path]:
@@ -85,11 +85,11 @@ def _rebuild(root: Path, formats: tuple[str, ...], layouts: list[str] | None) ->
     entry = store.read_entry(root, _STAGE)
     if entry is None or set(formats) != set(FORMATS) or layouts:
         store.forget(root, _STAGE)
-        return build(root, formats=formats, layouts=layouts, options=_options(formats, layouts))
+        return build(root, formats=formats, layouts=layouts, options=_options(formats, layouts), processes=2)
     started = time.monotonic()
     store.begin(root, _STAGE, entry.digest, (_STAGE,), resumes=False)
     target = store.partial(root, _STAGE)
-    written = [path.relative_to(target) for path in build(root, formats=formats, out=target)]
+    written = [path.relative_to(target) for path in build(root, formats=formats, out=target, processes=2)]
     store.commit(root, _STAGE, entry.digest, entry.version, (_STAGE,), time.monotonic() - started)
     return [root / _STAGE / path for path in written]
 

@@ -10,10 +10,9 @@ from typing import Any
 import jinja2
 
 from harness.base import atomic_path, unknown, write_text
-from reports import explorer, markup, page, provenance, runs, runs_apart, tables
+from reports import drawn, explorer, markup, page, provenance, runs, runs_apart, tables
 from reports.conclusions import conclusions
-from reports.figures import drawings
-from reports.frames import Irrelevant, Missing, Run
+from reports.frames import Irrelevant, Missing
 from reports.measures import Estimates
 from reports.sentences import Conclusion
 from reports.statistics import LEVEL, RESAMPLES
@@ -42,6 +41,7 @@ def build(
     resamples: int = RESAMPLES,
     seed: int = 0,
     options: Sequence[str] = (),
+    processes: int = 1,
 ) -> list[Path]:
     """Write the report of a run folder, or one report of several, and return the files.
 
@@ -50,6 +50,7 @@ def build(
             always written).
         layouts: names of table layouts, default all; out: where to write, default :func:`folder_of`.
         resamples, seed: of the bootstrap; options: of the command that makes this report again, beside ``--run``.
+        processes: 2 to draw figures in a second process beside the tables; the files are the same.
 
     Raises:
         UserError: an unknown format or layout, a folder that is not a run, a damaged file (named), runs that must not
@@ -63,19 +64,21 @@ def build(
     loaded = runs.load(folders)
     made = [Estimates(one, resamples, seed, LEVEL) for one in loaded]
     target = folder_of(folders) if out is None else Path(out)
-    found = {name: _table(name, layout, made, asked=layouts is not None) for name, layout in chosen.items()}
-    for name in [name for name, part in found.items() if part is None or part.table is None]:
-        _remove_stale(target / "tables", [f"{name}.{ext}" for ext in ("csv", "md", "tex")])
-    shown = [*_apart(made), *(part for part in found.values() if part is not None)]
-    drawn, written = _figures(made, target / "figures", dark="html" in formats)
-    written += _table_files(shown, formats, target / "tables")
-    context = _context(made, shown, drawn, options)
+    easel = drawn.Easel(tuple(made), target / "figures", dark="html" in formats)
+    with drawn.figures(folders, easel, processes) as figures:
+        found = {name: _table(name, layout, made, asked=layouts is not None) for name, layout in chosen.items()}
+        for name in [name for name, part in found.items() if part is None or part.table is None]:
+            _remove_stale(target / "tables", [f"{name}.{ext}" for ext in ("csv", "md", "tex")])
+        shown = [*_apart(made), *(part for part in found.values() if part is not None)]
+        samples = explorer.write(loaded, target) if "html" in formats else {"files": []}
+        done = figures.finish()
+    written = [path for figure in done for path in figure.files] + _table_files(shown, formats, target / "tables")
+    context = _context(made, shown, [figure for figure in done if figure.concerns], options)
     if "md" in formats:
         written.append(_write(target / "report.md", markup.markdown_environment(), "report.md.jinja", context))
     if "tex" in formats:
         written.append(_write(target / "report.tex", markup.tex_environment(), "report.tex.jinja", context))
     if "html" in formats:
-        samples = explorer.write(loaded, target)
         written += samples["files"]
         environment = page.html_environment()
         written.append(_write(target / "index.html", environment, "index.html.jinja", {**context, "explorer": samples}))
@@ -113,7 +116,7 @@ def _apart(made: Sequence[Estimates]) -> list[Part]:
     """Every other run minus the first one."""
     parts = []
     for estimates in made[1:]:
-        first, name = made[0], f"runs-{_slug(estimates.run)}-minus-{_slug(made[0].run)}"
+        first, name = made[0], f"runs-{estimates.run.slug}-minus-{made[0].run.slug}"
         try:
             table = runs_apart.build(name, first, estimates)
         except Missing as missing:
@@ -122,10 +125,6 @@ def _apart(made: Sequence[Estimates]) -> list[Part]:
         else:
             parts.append(Part(name, table.title, table.caption, table=table))
     return parts
-
-
-def _slug(run: Run) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in run.name)
 
 
 def _table_files(parts: Sequence[Part], formats: Sequence[str], folder: Path) -> list[Path]:
@@ -144,30 +143,6 @@ def _table_files(parts: Sequence[Part], formats: Sequence[str], folder: Path) ->
     return written
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------------
-
-
-def _figures(made: Sequence[Estimates], folder: Path, dark: bool) -> tuple[list[Part], list[Path]]:
-    """Every figure, once per run: a second run's file has the run's name behind its own."""
-    parts: list[Part] = []
-    written: list[Path] = []
-    for drawing in drawings():
-        for estimates in made:
-            several = len(made) > 1
-            name = f"{drawing.name}--{_slug(estimates.run)}" if several else drawing.name
-            title = tables.titled(drawing.title, estimates.run) + (f", run {estimates.run.name}" if several else "")
-            try:
-                written.extend(replace(drawing, name=name).write(estimates, folder, dark))
-            except Missing as missing:
-                if not isinstance(missing, Irrelevant):
-                    parts.append(Part(name, title, drawing.caption, missing=str(missing)))
-                _remove_stale(folder, [f"{name}{end}" for end in (".png", ".pdf", "-dark.png")])
-            else:
-                said = [drawing.caption, *drawing.notes(estimates), provenance.caption(estimates.run)]
-                parts.append(Part(name, title, " ".join(said)))
-    return parts, written
-
-
 def _remove_stale(folder: Path, names: Sequence[str]) -> None:
     """Delete what an older report left: it would contradict the sentence that stands in its place, or the silence."""
     for name in names:
@@ -177,7 +152,9 @@ def _remove_stale(folder: Path, names: Sequence[str]) -> None:
 # ---- what all formats share ------------------------------------------------------------------------------------------------
 
 
-def _context(made: Sequence[Estimates], shown: Sequence[Part], drawn: Sequence[Part], options: Sequence[str]) -> dict[str, Any]:
+def _context(
+    made: Sequence[Estimates], shown: Sequence[Part], figures: Sequence[drawn.Drawn], options: Sequence[str]
+) -> dict[str, Any]:
     loaded = [estimates.run for estimates in made]
     first = loaded[0]
     title = provenance.lead(first) if len(made) == 1 else f"{', '.join(run.name for run in loaded[:-1])} and {loaded[-1].name}"
@@ -189,7 +166,7 @@ def _context(made: Sequence[Estimates], shown: Sequence[Part], drawn: Sequence[P
         "facts": provenance.facts(loaded),
         "conclusions": provenance.ordered(_conclusions(made)),
         "tables": shown,
-        "figures": drawn,
+        "figures": figures,
         "provenance": [line for e in made for line in provenance.told(e.run, e.resamples, several=len(made) > 1)],
         "origins": [provenance.origin(run) for run in loaded],
         "made_by": [(run.name, provenance.made_by(run)) for run in loaded],

@@ -134,6 +134,11 @@ class Run:
         return self.label or self.folder.resolve().name
 
     @property
+    def slug(self) -> str:
+        """Its name as part of a file's name."""
+        return "".join(c if c.isalnum() or c in "._-" else "-" for c in self.name)
+
+    @property
     def suite(self) -> str | None:
         """What titles and captions must say of the questions: None only if every protocol is an official one."""
         if any(p.name.endswith("@miniature") for p in self.protocols):

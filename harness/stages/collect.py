@@ -64,4 +64,4 @@ def report(context: Context) -> None:
     """Build tables, figures and pages from the run folder."""
     from reports.build import build
 
-    build(context.root, out=context.out("report"))
+    build(context.root, out=context.out("report"), processes=2)

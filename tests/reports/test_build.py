@@ -288,3 +288,11 @@ def test_a_limit_is_said(small_copy):
     write_json(small_copy / "manifest.json", manifest | {"limit": 12})
     found = conclusions(Estimates(frames.load(small_copy), resamples=50))
     assert any("cut to its first 12 clusters" in c.text for c in found)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_files(report, whole_run, tmp_path):
+    written = build(whole_run, out=tmp_path, processes=2)
+    assert sorted(path.relative_to(tmp_path) for path in written) == sorted(path.relative_to(report[0]) for path in report[1])
+    for path in written:
+        assert path.read_bytes() == (report[0] / path.relative_to(tmp_path)).read_bytes(), path.name
