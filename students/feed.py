@@ -15,6 +15,7 @@ from students.data.samples import TrainingSet
 from students.data.truncation import counts as counted
 from students.data.truncation import line
 from students.teachers import data_digest, pixel_table
+from students.vocabulary import refuse_beyond
 
 if TYPE_CHECKING:
     from students.models._base import Adapter
@@ -77,11 +78,19 @@ class Feed(abc.ABC):
         steps: how many optimiser steps there are.
         size: S, how many samples there are.
         planted: whether some samples are known to be blind.
+        shared: V and the student's tokens, where there is a teacher: labels are of the V tokens that both know.
     """
 
     steps: int
     size: int
     planted: bool = False
+    shared: tuple[int, Sequence[str]] | None = None
+
+    def known(self, batch: Batch) -> Batch:
+        """Return the batch, on the host, if both models know its labels; see :func:`students.vocabulary.refuse_beyond`."""
+        if self.shared is not None:
+            refuse_beyond(batch.labels.numpy(), *self.shared)
+        return batch
 
     @abc.abstractmethod
     def digest(self) -> str:
@@ -150,7 +159,7 @@ class PackedFeed(Feed):
 
     def part(self, members: Members) -> Part:
         """Pack rows into one batch."""
-        batch = collate(self.encoded, members, self.pixels)
+        batch = self.known(collate(self.encoded, members, self.pixels))
         samples = [self.data.samples[k] for k in batch.indices]
         images = 0 if batch.pixel_values is None else len(batch.pixel_values)
         return Part(

@@ -88,7 +88,7 @@ class StreamFeed(Feed):
         taken = [take(self.corpus, self.student, row[0], self.limit, self.overlong) for row in members]
         indices, rows = tuple(each.index for each in taken), [each.row for each in taken]
         ids = tuple(each.conversation.id for each in taken)
-        batch = self.student.collate(rows, indices)
+        batch = self.known(self.student.collate(rows, indices))
         cut = tuple(row.cut > 0 for row in rows)
         hearing = None
         if self.teacher is not None:

@@ -45,13 +45,15 @@ def signal_key(teacher: Path, data: TrainingSet, blind: Blind | None = None) -> 
     def files(*names: str) -> str:
         return digest([[name, digest_file(teacher / name)] for name in names if (teacher / name).is_file()])
 
-    weights = sorted(path.name for path in teacher.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"{teacher} is no checkpoint: it has no safetensors file")
+    from students.models._load import weights as files_of
+
+    weights = sorted(path.name for path in files_of(teacher))
     return {
         "teacher": files("config.json", *weights),
         "data": data_digest(data),
-        "template": files("chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        "template": files(
+            "chat_template.jinja", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"
+        ),
         "preprocessing": files("preprocessor_config.json", "processor_config.json"),
         "blind_teacher": str(blind or Blind()),
         "dtype": "float32",

@@ -77,7 +77,8 @@ class Training:
         name = recipe.weighting or "fixed"
         read = weightings.features(name, variant.weighting)
         self.feed, self.voice = inputs.opened(given, recipe, variant, options, seed, self.adapter, self.wanted, read, where)
-        vocabulary = inputs.common_vocabulary(self.adapter, self.voice)
+        shared = inputs.common_vocabulary(self.adapter, self.voice)
+        self.feed.shared = None if shared is None else (shared, self.adapter.tokens())
         teacher = self.voice.adapter if self.voice else None
         if teacher is not None:
             self.learning.watch(teacher)
@@ -85,7 +86,7 @@ class Training:
         # generators of their own, so that no loss or weighting moves anything else's random numbers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.losses = Losses(recipe, variant, widths, vocabulary).to(where)
+            self.losses = Losses(recipe, variant, widths, shared).to(where)
         self.features = Features(read, self.adapter, self.voice, self.feed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

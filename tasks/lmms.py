@@ -231,7 +231,7 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
                 shown = [pictures(n) for n in batch]
-                images = {"images": [p for each in shown for p in each] if len(shown[0]) == 1 else shown} if shown[0] else {}
+                images = {"images": shown} if shown[0] else {}  # a list per prompt: some processors count images by it
                 text = [rendered[n] for n in batch]
                 made = self.processor(text=text, **images, return_tensors="pt", add_special_tokens=special)
                 yield batch, {key: value.to(self.model.device) for key, value in made.items()}
