@@ -221,7 +221,7 @@ def pair(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Ba
 
     Returns:
         Taps by image of the batch; where a row of the batch shows several images, by row: its images' tokens one after the
-        other, with a mask. Attention is to each sample's first image.
+        other, with a mask. Attention is to all images of a sample's row.
 
     Raises:
         UserError: when the models differ in vision tokens an image, or in text tokens of a sample, naming both numbers.
@@ -249,24 +249,38 @@ def pair(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Ba
 def streamed(found: Mapping[str, Tensor], theirs: Batch, student: Batch, cut: Sequence[bool]) -> dict[str, Tensor]:
     """Add to the taps that an adapter observed of a stream's batch what :func:`pair` reads beside them.
 
-    Where the student's row was cut off, the teacher's text may go on; it is compared as far as the student's goes.
+    Where the student's row was cut off, the teacher's text and images may go on; they are compared as far as the student's go.
 
     Args:
         found: the teacher's taps.
         theirs, student: the batches of both.
         cut: for each sample, whether the student's row was cut off.
     """
-    result = {**found, "group": theirs.image}
+    result = {**found, "group": student.image}
+    if theirs.pictures != student.pictures:
+        shown = zip(theirs.pictures, student.pictures, strict=True)
+        kept = torch.tensor([slot < mine for other, mine in shown for slot in range(other)], dtype=torch.bool)
+        result |= {name: found[name][kept.to(found[name].device)] for name in ("vision", "vision_logits") if name in found}
     if "attention" in found:
+        each = found["attention"].shape[2] // max((1, *theirs.pictures))  # keys an image
+        result["attention"] = found["attention"][:, :, : each * max((1, *student.pictures))]
         counts = [
-            min(own, other) if was_cut else other
-            for own, other, was_cut in zip(student.text_tokens, theirs.text_tokens, cut, strict=True)
+            other if not was_cut else min(own, other) if pictures else own  # without an image nothing of it is compared
+            for own, other, was_cut, pictures in zip(
+                student.text_tokens, theirs.text_tokens, cut, student.pictures, strict=True
+            )
         ]
         result["text_tokens"] = torch.tensor(counts)
         width = student.text.shape[1]
-        if counts == list(student.text_tokens) and found["attention"].shape[1] > width:
-            result["attention"] = found["attention"][:, :width]
+        if counts == list(student.text_tokens) and found["attention"].shape[1] != width:
+            result["attention"] = _as_long(result["attention"], width)
     return result
+
+
+def _as_long(attention: Tensor, width: int) -> Tensor:
+    """Cut or pad queries [B, Q, ...] to [B, width, ...]."""
+    missing = width - attention.shape[1]
+    return torch.nn.functional.pad(attention, (0, 0, 0, 0, 0, missing)) if missing > 0 else attention[:, :width]
 
 
 def pooled(vision: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,8 @@ class Energy(_base.Energy):
 
     1. text: KL(p || q) of the supervised tokens (the released code takes the soft cross-entropy of all positions, in half
        precision);
-    2. attention: (A_W a^t - a^s)^2 over text queries, vision keys and heads of the first decoder layer, A_W a learned map of
-       teacher heads to student heads;
+    2. attention: (A_W a^t - a^s)^2 over text queries, vision keys (of all images that the sample shows) and heads of the
+       first decoder layer, A_W a learned map of teacher heads to student heads;
     3. focused: (W f^t - f^s)^2 over the k vision tokens that the teacher's first layer attends most;
     4. vision: the same over all vision tokens.
 
@@ -93,9 +93,8 @@ class Energy(_base.Energy):
     def terms(self, batch: TokenBatch) -> dict[str, Tensor]:
         """Return the four terms [B], unweighted; 0 where a sample has no image."""
         attention, vision = _taps.tap("align_kd", batch, "attention"), _taps.tap("align_kd", batch, "vision")
-        single = vision.mask is None  # samples with several images: attention may be to the first of them alone
         keys, tokens = attention.student.shape[2], vision.student.shape[1]
-        if keys > tokens or (single and keys != tokens):
+        if keys != tokens:
             raise UserError(f"energy 'align_kd' got {tokens} vision tokens and attention to {keys}")
         count = len(vision.group)
         with torch.autocast(vision.student.device.type, enabled=False):
@@ -103,11 +102,10 @@ class Energy(_base.Energy):
             self.logs = dict(self.divergence.logs)
             gaps = _taps.of_samples(_taps.squared_gap(self.project, vision).mean(-1), vision.group)  # [B, n_v]
             there = None if vision.mask is None else _taps.of_samples(vision.mask, vision.group)  # [B, n_v]
-            shown = None if there is None else there[:, :keys]
-            chosen = _taps.of_samples(focus(attention.teacher, attention.mask, self.k, shown), attention.group)
+            chosen = _taps.of_samples(focus(attention.teacher, attention.mask, self.k, there), attention.group)
             return {
                 "text": text,
-                "attention": _taps.of_samples(self._attention(attention, shown), attention.group),
+                "attention": _taps.of_samples(self._attention(attention, there), attention.group),
                 "focused": gaps.gather(1, chosen).mean(1),
                 "vision": _taps.token_mean(gaps, there),
             }

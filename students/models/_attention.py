@@ -44,11 +44,11 @@ def first_attention(language: Any, embeds: Tensor, batch: Batch, keys: Tensor) -
         language: transformers' ``LlamaModel`` or ``Qwen2Model``.
         embeds: what enters its first layer [R, L, H], vision tokens in place.
         batch: the rows, packed or one sample each.
-        keys: columns [R, n_v] of the vision tokens.
+        keys: columns [R, K] of the vision tokens, -1 where a row has fewer.
 
     Returns:
-        Probabilities [B, Q, n_v, heads], at least float32, without dropout, zero for samples without an image and beyond a
-        sample's last token; and [B, Q] bool, True for tokens that exist.
+        Probabilities [B, Q, K, heads], at least float32, without dropout, zero for keys that a row does not have, for samples
+        without an image and beyond a sample's last token; and [B, Q] bool, True for tokens that exist.
 
     Raises:
         UserError: for a language model whose attention this does not recompute.
@@ -77,6 +77,7 @@ def first_attention(language: Any, embeds: Tensor, batch: Batch, keys: Tensor) -
         # a query beyond a short sample's last token may be padding that sees nothing; it is masked out below
         seen = seen | ~there[..., None]
         weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
-    columns = keys[row][:, None, None, :].expand(-1, weights.shape[1], weights.shape[2], -1)
-    shown = (batch.image >= 0)[:, None] & there
-    return weights.gather(3, columns).permute(0, 2, 3, 1).masked_fill(~shown[..., None, None], 0.0), there
+    columns = keys[row][:, None, None, :]
+    found = weights.gather(3, columns.clamp(min=0).expand(-1, weights.shape[1], weights.shape[2], -1))
+    shown = ((batch.image >= 0)[:, None] & there)[:, None, :, None] & (columns >= 0)
+    return found.masked_fill(~shown, 0.0).permute(0, 2, 3, 1), there

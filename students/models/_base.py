@@ -226,8 +226,9 @@ class Adapter(abc.ABC):
             vision: the images' projected tokens [I, n_v, H].
 
         Returns:
-            Probabilities [B, Q, n_v, heads], at least float32, zero for samples without an image (a query's other
-            probabilities go to text, so they sum to less than one); and [B, Q] bool, False beyond a sample's last token.
+            Probabilities [B, Q, most * n_v, heads], at least float32, over the tokens of a row's images one after the other
+            (``most``: of the row that shows most), zero for images that a row does not have or that follow the query (its
+            other probabilities go to text, so they sum to less than one); and [B, Q] bool, False beyond a sample's last token.
 
         Raises:
             UserError: for an attention class that is not known, or images of variable numbers of tokens.
@@ -266,11 +267,12 @@ class Adapter(abc.ABC):
         return self.vision_tokens
 
     def _columns(self, batch: Batch) -> Tensor:
-        """Columns [R, n_v] of each row's first image; one without gets columns of no meaning. Asks nothing of the GPU."""
-        n_v = self._fixed()
+        """Columns [R, most * n_v] of each row's images, -1 beyond its last. Asks nothing of the GPU."""
+        width = self._fixed() * max((1, *batch.pictures))
         places = batch.input_ids == self.image_token
-        columns = places.byte().argsort(dim=1, descending=True, stable=True)[:, :n_v]
-        return torch.nn.functional.pad(columns, (0, n_v - columns.shape[1]))  # a short text-only batch
+        columns = places.byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+        columns = columns.masked_fill(~places.gather(1, columns), -1)
+        return torch.nn.functional.pad(columns, (0, width - columns.shape[1]), value=-1)  # a short text-only batch
 
     def _vision_logits(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Apply the head at the vision tokens alone: [I, n_v, V], images in row order."""

@@ -47,10 +47,11 @@ def test_taps_of_a_batch_are_those_of_its_rows(adapter, rows, side):
         expected = torch.cat([taps[name] for taps in alone])
         torch.testing.assert_close(together[name], expected, rtol=1e-5, atol=1e-5)
     for number, taps in enumerate(alone):
-        n = int(taps["attention_mask"].sum())
+        n, keys = int(taps["attention_mask"].sum()), taps["attention"].shape[2]
+        assert keys == N_V * max(1, rows[number].pictures)
         assert together["attention_mask"][number].sum() == n
-        torch.testing.assert_close(together["attention"][number, :n], taps["attention"][0, :n], rtol=1e-5, atol=1e-5)
-        assert not together["attention"][number, n:].any()
+        torch.testing.assert_close(together["attention"][number, :n, :keys], taps["attention"][0, :n], rtol=1e-5, atol=1e-5)
+        assert not together["attention"][number, n:].any() and not together["attention"][number, :, keys:].any()
 
 
 def test_vision_taps_are_what_the_model_scatters(adapter, rows):
@@ -79,10 +80,11 @@ def test_the_first_map_is_an_eager_models(folders, adapter, rows, side):
         ).attentions[0]  # fmt: skip
         found, there = adapter.attention(batch, adapter.vision(batch.pixel_values))
     for number in (0, 2):
-        keys = (batch.input_ids[number] == adapter.image_token).nonzero()[:N_V, 0]
+        keys = (batch.input_ids[number] == adapter.image_token).nonzero()[:, 0]
+        assert len(keys) == N_V * rows[number].pictures, "of every image"
         asked = batch.text[number][there[number]]
         expected = whole[number][:, asked][:, :, keys].permute(1, 2, 0)
-        torch.testing.assert_close(found[number, : len(asked)], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[number, : len(asked), : len(keys)], expected, rtol=1e-5, atol=1e-6)
     assert not found[1].any()
     assert adapter.model.config.text_config._attn_implementation == "sdpa"
 

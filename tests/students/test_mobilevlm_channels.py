@@ -4,14 +4,17 @@ import json
 
 import pytest
 import torch
+from memory_corpus import MIXED, MemoryCorpus, asked
 from safetensors.torch import load_file
 from tiny_corpus import indexed
 from twins import mobilevlm_twin
 
-from students import models
+from students import models, taps
 from students.distil import StreamInputs, distil
+from students.feed_stream import StreamFeed
 from students.options import DistilOptions, Lora
 from students.recipe import parse
+from students.voice_live import StreamVoice
 
 OPTIONS = DistilOptions(
     steps=2, rows=4, micro_rows=2, optimiser="adamw", lr=1e-3, warmup_ratio=0.5, betas_every=1, flush_every=1, max_length=500
@@ -102,3 +105,34 @@ def test_lora_targets_the_language_model_and_merges_into_published_names(given, 
     moved = {name for name in start if not torch.equal(start[name], end[name])}
     language = {name for name in moved if not name.startswith("model.mm_projector.")}
     assert language == {f"model.layers.{k}.self_attn.{p}_proj.weight" for k in range(2) for p in "qv"}
+
+
+def test_images_that_only_the_teacher_reads_are_compared_with_nothing(given):
+    """A row that is cut before its second image, and one before its only image, beside whole rows of one and two images."""
+    student, teacher = (models.load(folder) for folder in (given.base, given.teacher))
+    long = " ".join(["The second one is larger than the first one ."] * 8)
+    late = ((asked("What ?"), long), (asked("And now ?"), "red ."))
+    corpus = MemoryCorpus([(("1", "2"), *late), (("3",), ("What ?", long * 3), late[1]), *MIXED[:1], MIXED[2]])
+
+    def observe(members, limit):
+        feed = StreamFeed(corpus, OPTIONS.model_copy(update={"max_length": limit}), 0, student, teacher)
+        part = feed.part([[k] for k in members])
+        feed.close()
+        with torch.no_grad():
+            _, mine = student.observe(part.batch, taps.NAMES)
+        return part, StreamVoice(teacher, torch.device("cpu"), torch.float32).hear(
+            part, part.batch, mine, record=False, states=False
+        ).taps
+
+    limit = 330
+    part, found = observe((0, 1, 2), limit)
+    assert (part.batch.pictures, part.hearing.batch.pictures) == ((1, 0, 1), (2, 1, 1))
+    assert found["vision"].group.tolist() == [0, -1, 1]
+    assert found["attention"].group.tolist() == [0, -1, 2]
+    for name in ("vision", "vision_logits"):
+        _, alone = observe((2,), limit)
+        torch.testing.assert_close(found[name].teacher[1], alone[name].teacher[0], rtol=1e-4, atol=1e-5)
+    assert found["attention"].student.shape[:-1] == found["attention"].teacher.shape[:-1]
+    with torch.no_grad():
+        expected = [teacher.vision(teacher.pixels([corpus.picture(key)]))[0] for key in "11"]
+    torch.testing.assert_close(found["vision"].teacher, torch.stack(expected), rtol=1e-4, atol=1e-5)

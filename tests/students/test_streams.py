@@ -222,34 +222,6 @@ def test_rows_are_cut_and_counted_and_the_teacher_follows(run, pair):
     assert "6 of 12 rows lost" in facts["note"]
 
 
-def test_images_that_only_the_teacher_reads_are_compared_with_nothing(pair):
-    """A row that is cut before its second image, and one before its only image, beside whole rows of one and two images."""
-    student, teacher = (models.load(folder) for folder in pair)
-    late = ((asked("What ?"), LONG), (asked("And now ?"), "red ."))
-    corpus = MemoryCorpus([(("1", "2"), *late), (("3",), ("What ?", LONG * 3), late[1]), *MIXED[:1], MIXED[2]])
-
-    def observe(members, limit):
-        feed = StreamFeed(corpus, OPTIONS.model_copy(update={"max_length": limit}), 0, student, teacher)
-        part = feed.part([[k] for k in members])
-        feed.close()
-        with torch.no_grad():
-            _, mine = student.observe(part.batch, taps.NAMES)
-        return part, StreamVoice(teacher, CPU, torch.float32).hear(part, part.batch, mine, record=False, states=False).taps
-
-    limit = 330
-    part, found = observe((0, 1, 2), limit)
-    assert (part.batch.pictures, part.hearing.batch.pictures) == ((1, 0, 1), (2, 1, 1))
-    assert found["vision"].group.tolist() == [0, -1, 1]
-    assert found["attention"].group.tolist() == [0, -1, 2]
-    for name in ("vision", "vision_logits"):
-        _, alone = observe((2,), limit)
-        torch.testing.assert_close(found[name].teacher[1], alone[name].teacher[0], rtol=1e-4, atol=1e-5)
-    assert found["attention"].student.shape[:-1] == found["attention"].teacher.shape[:-1]
-    with torch.no_grad():
-        expected = [teacher.vision(teacher.pixels([corpus.picture(key)]))[0] for key in "11"]
-    torch.testing.assert_close(found["vision"].teacher, torch.stack(expected), rtol=1e-4, atol=1e-5)
-
-
 def test_rows_that_lose_everything_stop_the_training_or_are_replaced(run, pair):
     corpus = MemoryCorpus([((), (LONG, "red")), ((), ("Why ?", "It rains .")), *MIXED])
     inputs = StreamInputs(pair[0], corpus, pair[1])
