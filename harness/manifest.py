@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import store
+from harness import left_out, store
 from harness.base import read_json, write_json
 from harness.blueprint import Blueprint
 
@@ -70,7 +70,8 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """Return the manifest as far as it is known now: questions and models that the run makes are added as they appear."""
+    """Return the manifest as far as it is known now: questions, models that the run makes and what
+    its training left out are added as they appear."""
     import tasks
 
     protocols: dict[str, Any] = {}
@@ -95,6 +96,7 @@ def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any]
         "hardware": hardware(device),
         "threads": plan.preset.threads,
         "weights": weights,
+        "left_out": left_out.lines(root, plan),
         "overrides": dict(overrides),
         "command": command,
     }

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import manifest, missing, needs, outlook, plan, progress, store
+from harness import left_out, manifest, missing, needs, outlook, plan, progress, store
 from harness.base import read_json
 from harness.blueprint import Blueprint, Cell, widened
 from harness.config import Models, Preset
@@ -21,7 +21,7 @@ from harness.sources import NOTHING_ABSENT, Absent
 from harness.workers import Settings
 
 #: Stages after which the manifest knows more.
-_TELLING = ("questions", "model")
+_TELLING = ("questions", "model", "corpus", "student")
 
 
 class Session:
@@ -74,6 +74,7 @@ class Session:
             outlook.show(self.console, blueprint, self.root, lost, device)
         timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
         show_plan(self.console, stages, done, self.preset.workers, timed)
+        self._say_left_out(blueprint)
 
     def missing(self) -> list[missing.Missing]:
         """Return what of models and data is not on this machine."""
@@ -103,11 +104,14 @@ class Session:
         """Do what is not done yet.
 
         Raises:
-            UserError: when the folder is in use or not ours, a complete file was changed, or a stage refuses its input.
+            UserError: when the folder is in use or not ours, a complete file was changed, a corpus lacks more images than are
+                allowed, or a stage refuses its input.
             StageError: when a stage fails.
         """
         with store.locked(self.root, self.preset.name):
             blueprint, stages, done = self._plan()
+            complete = [name for name in blueprint.training.corpora if f"corpus/{name}" in done]
+            left_out.refuse(self.root, complete, self._skip_unreadable)
             if len(done) == len(stages):
                 self._say(f"nothing to do: {len(stages)} stages up to date")
                 self._conclude(blueprint)
@@ -127,6 +131,10 @@ class Session:
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
+    def _say_left_out(self, blueprint: Blueprint) -> None:
+        for line in left_out.lines(self.root, blueprint):
+            self._say(f"LEFT OUT: {line}")
+
     def _conclude(self, blueprint: Blueprint) -> None:
         """Print the main numbers and where the report is."""
         self._say(f"{blueprint.preset.title}: values (intervals are in the report)")
@@ -135,6 +143,7 @@ class Session:
         for name, (rows, expected) in asked.items():
             if rows != expected:
                 self._say(f"PARTIAL: {name} was asked {rows:,} of its {expected:,} questions")
+        self._say_left_out(blueprint)
         whole = all(rows == expected for rows, expected in asked.values())
         self.console.print(main_table(self.root, blueprint, averages=whole))
         page = self.root / "report" / "index.html"

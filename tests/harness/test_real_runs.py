@@ -238,11 +238,15 @@ def test_unreadable_images_stop_a_run_unless_they_are_allowed(world):
         )
         assert done.returncode == 2
         assert broken.name in done.stderr and "--skip-unreadable" in done.stderr
-        run(world, path, "broken", *only, "--skip-unreadable", "1")
+        said = run(world, path, "broken", *only, "--skip-unreadable", "1")
         facts = read_json(world / "broken" / "corpora" / "captions" / "corpus.json")
         assert len(facts["unreadable"]) == 1
         assert facts["rows"] < 20
-        assert read_json(world / "broken" / "manifest.json")["overrides"]["skip_unreadable"] == 1
+        manifest = read_json(world / "broken" / "manifest.json")
+        assert manifest["overrides"]["skip_unreadable"] == 1
+        lost = f"corpus captions lacks {20 - facts['rows']} of its source's 20 rows"
+        assert [line[: len(lost)] for line in manifest["left_out"]] == [lost]
+        assert f"LEFT OUT: {lost}" in said
     finally:
         broken.write_bytes(kept)
 
