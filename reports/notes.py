@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from reports.frames import Run
@@ -21,12 +21,11 @@ DASH = "–"
 
 def table_notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], estimates: Estimates) -> list[str]:
     """Return sentences on the statistics, the seeds, the marks, the caveats; the reader needs them beside the numbers."""
-    run, percent = estimates.run, f"{100 * estimates.level:g} %"
+    run = estimates.run
     estimates_shown = [c.estimate for row in rows for c in row.cells if c and c.estimate]
     notes = []
     notes.extend(suite_note(run))
-    made = " or ".join(sorted({e.method for e in estimates_shown} - {"none"})) or "none could be made"
-    how = f"Brackets: {percent} interval ({made}), {estimates.resamples:,} resamples of clusters"
+    how = brackets({e.method for e in estimates_shown}, estimates)
     notes.append(how + (", the same for both students." if layout.minus else "."))
     notes.append(seeds_note(run))
     notes.extend(_variation(columns, rows))
@@ -47,9 +46,16 @@ def table_notes(layout: Layout, columns: Sequence[Column], rows: Sequence[Row], 
     for row in rows:
         for column, cell in zip(columns, row.cells, strict=True):
             if cell is not None and cell.note and row.kind != "reference":
-                seen.setdefault(cell.note, []).append(f"{row.label} on {column.label}")
+                seen.setdefault(cell.note, []).append(f"`{row.label}` on {column.label}")
     notes.extend(f"{_few(where)}: {note}." for note, where in seen.items())
     return notes
+
+
+def brackets(methods: Collection[str], estimates: Estimates) -> str:
+    """Say what brackets hold, without a full stop; Wilson's interval is a formula, the others are resampled."""
+    made = sorted(set(methods) - {"none"})
+    drawn = f", {estimates.resamples:,} resamples of clusters" if set(made) - {"Wilson"} else ""
+    return f"Brackets: {100 * estimates.level:g} % interval ({' or '.join(made) or 'none could be made'}){drawn}"
 
 
 def titled(title: str, run: Run) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from reports.cells import Cell, Row
 from reports.layout import Layout
 from reports.measures import Estimates
-from reports.notes import DASH, seeds_note
+from reports.notes import DASH, brackets, seeds_note
 from reports.paper_facts import EFFICIENCY, Fact, Footnotes
 
 
@@ -27,10 +27,9 @@ def notes(
         out.append(f"Measured only; these numbers must not be put beside published ones: {alone}.")
     elif layout.setting:
         out.append(f"Reported: {layout.setting}")
-    made = sorted({c.estimate.method for c in measured if c is not None and c.estimate is not None} - {"none"})
+    made = {c.estimate.method for c in measured if c is not None and c.estimate is not None} - {"none"}
     if made:
-        percent = f"{100 * estimates.level:g} %"
-        out.append(f"Brackets: {percent} interval ({' or '.join(made)}), {estimates.resamples:,} resamples of clusters.")
+        out.append(f"{brackets(made, estimates)}.")
     if any(c is not None and c.low is not None for c in measured):
         out.append(seeds_note(run))
     if alone is None:

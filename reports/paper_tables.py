@@ -61,7 +61,7 @@ def build(name: str, layout: Layout, estimates: Estimates) -> Table:
     measured = {(s, p.name): _measured(s, p, estimates) for s in students for p in places}
     if alone and not any(measured.values()):
         named = ", ".join(f"`{s}`" for s in students)
-        raise Missing(f"This run holds none of the numbers of this table. Its students are {named}.")
+        raise Missing(f"This run holds none of the numbers of this table, whose students are {named}.")
     rows = [row for s in students for row in _rows(s, layout, places, found, measured, footnotes, alone is not None, run)]
     columns = tuple(c for place in places for c in _columns(place, layout, alone is not None))
     said = notes(layout, found, measured.values(), rows, footnotes, estimates, alone)

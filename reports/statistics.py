@@ -265,7 +265,7 @@ def compare(a: Bootstrap, b: Bootstrap, level: float = LEVEL) -> Difference:
     if apart == 0:
         note = "the two score alike on every question"
     elif not enough:
-        note = f"only {apart} cluster(s) differ: too few to resolve anything at this level"
+        note = f"only {apart} cluster{' differs' if apart == 1 else 's differ'}: too few to resolve anything at this level"
     elif undefined:
         note = f"{undefined} resamples lack a part of the benchmark and are left out"
     return Difference(

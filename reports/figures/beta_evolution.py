@@ -14,6 +14,7 @@ from reports.trust import varies
 
 TITLE = "Evolution of the distillation weight β"
 CAPTION = (
+    "Figure 4 of the paper, second half. "
     "Weight of the distillation energy relative to cross-entropy (a ratio, no unit), on a logarithmic scale. Task weighting "
     "learns one number: a line. Instance weighting gives one per sample: the line is the median over the samples of a step, "
     "the band spans their 10th to 90th percentile. Thin lines mark weights that are given. Steps are pooled into at most 40 "
@@ -61,7 +62,7 @@ def notes(estimates: Estimates) -> list[str]:
 def _samples_told(estimates: Estimates) -> str:
     """How many weights stand behind the bands."""
     rows = [len(frame) for s in estimates.run.students if adapts(s) for frame in [estimates.run.betas_of(s)] if len(frame)]
-    return f"Bands: {min(rows):,} to {max(rows):,} recorded weights per student, all seeds." if rows else ""
+    return f"Bands: {_facts.span(rows)} recorded weights per student, all seeds." if rows else ""
 
 
 def _panels(estimates: Estimates) -> list[tuple[tuple[str, ...], str]]:

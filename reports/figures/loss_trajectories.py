@@ -15,6 +15,7 @@ from reports.measures import Estimates
 
 TITLE = "Loss trajectories"
 CAPTION = (
+    "Figure 4 of the paper, first half. "
     "Training losses before weighting, mean over the samples of a step (each the mean over its answer tokens), smoothed by a "
     "running mean over 5 % of the steps. Cross-entropy is against the training labels (noisy where the run injects noise), "
     "with the student trained on it alone in every such panel; distillation energies are on a logarithmic scale. Lines: "

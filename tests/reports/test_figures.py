@@ -99,7 +99,10 @@ def drawn(folder, placed=True):
     return found, refused
 
 
-@pytest.fixture(scope="module", params=["planted", "weighed", "alone"])
+@pytest.fixture(
+    scope="module",
+    params=["planted", pytest.param("weighed", marks=pytest.mark.slow), pytest.param("alone", marks=pytest.mark.slow)],
+)
 def gallery(request, planted_run, tmp_path_factory):
     """Planted truth, two seeds; 24 recipes of one shape; 17 energies alone."""
     if request.param == "planted":

@@ -9,7 +9,7 @@ import simulate
 import yaml
 
 from harness.base import UserError, parse, read_json, write_json
-from reports import escape, frames, markup, statistics, tables
+from reports import escape, frames, markup, notes, statistics, tables
 from reports.frames import Irrelevant
 from reports.measures import Estimates
 from reports.tables import Layout, counterpart, layouts
@@ -299,3 +299,10 @@ def test_whom_weights_trust_is_a_table_too(estimates):
     assert [row.label for row in table.rows] == [s for s in simulate.STUDENTS if s.endswith("@instance")]
     assert all(row.cells[0].value > 0.5 and row.cells[0].marked for row in table.rows)  # planted by the simulator
     assert not any(row.cells[1].value > 0.65 for row in table.rows)
+
+
+def test_resamples_are_named_only_where_something_was_resampled(estimates):
+    assert notes.brackets({"Wilson"}, estimates) == "Brackets: 95 % interval (Wilson)"
+    both = notes.brackets({"Wilson", "BCa cluster bootstrap"}, estimates)
+    assert both == "Brackets: 95 % interval (BCa cluster bootstrap or Wilson), 400 resamples of clusters"
+    assert "none could be made" in notes.brackets({"none"}, estimates)
