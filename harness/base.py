@@ -189,8 +189,10 @@ def parse(schema: type[_Model], value: Any, source: str) -> _Model:
             close = nearest(str(first["loc"][-1]), schema.model_fields)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{source}: unknown field {field!r}.{hint} Known: {', '.join(schema.model_fields)}") from error
-        given = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise UserError(f"{source}: field {field!r}: {first['msg']}{given}") from error
+        # a rule between fields names them itself; its input is a whole section
+        whole = first["type"] == "value_error" and isinstance(first["input"], dict)
+        given = "" if whole or first["type"] == "missing" else f", got {first['input']!r}"
+        raise UserError(f"{source}: field {field!r}: {first['msg'].removeprefix('Value error, ')}{given}") from error
 
 
 def read_yaml(path: str | Path, schema: type[_Model]) -> _Model:

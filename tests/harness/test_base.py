@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pydantic
 import pytest
 
 from harness import base
@@ -99,3 +100,21 @@ def test_the_shim_leaves_a_cuda_build_of_torch_alone(monkeypatch):
     monkeypatch.setattr(base, "_torchvision_library", None)
     base.shim()
     assert base._torchvision_library is None
+
+
+def test_a_rule_between_fields_does_not_print_the_whole_section():
+    class Section(base.Strict):
+        steps: int | None = None
+        epochs: int | None = None
+
+        @pydantic.model_validator(mode="after")
+        def _one(self):
+            if self.steps and self.epochs:
+                raise ValueError("give steps or epochs")
+            return self
+
+    with pytest.raises(UserError) as found:
+        base.parse(Section, {"steps": 1, "epochs": 2}, "a.yaml")
+    assert str(found.value) == "a.yaml: field '(top level)': give steps or epochs"
+    with pytest.raises(UserError, match=r"field 'steps': .* got 'x'$"):
+        base.parse(Section, {"steps": "x"}, "a.yaml")
