@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,34 @@ def run(context: Context) -> None:
 
     For the teacher, its log-probabilities of the gold answers as well. An attempt that was stopped after the replies were
     written goes on from them.
+
+    Raises:
+        UserError: for a checkpoint or questions that cannot be read, and for too little memory, naming the batch.
     """
+    with explained(context):
+        _run(context)
+
+
+@contextmanager
+def explained(context: Context) -> Iterator[None]:
+    """Turn a shortage of memory into one line that says what was asked of it and what needs less."""
+    from students.shortage import is_shortage
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        config = context.config
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"out of memory evaluating {config['name']} on {config['protocol']['name']}, {config['batch_size']} questions at"
+            f" once; change in the preset's evaluation: batch_size (now {config['batch_size']}), dtype (now"
+            f" {config.get('dtype', 'float32')}). The allocator said: {first}"
+        ) from error
+
+
+def _run(context: Context) -> None:
     import tasks
     from tasks.evaluate import diagnose, evaluate
 
