@@ -53,8 +53,8 @@ def built(
     run: Path | list[Path], out: Path, monkeypatch: Any, layouts: tuple[str, ...] = ("accuracy", "difference-fixed")
 ) -> Path:
     """Build the page with two tables and two figures: the rest has tests of its own."""
-    drawn = [d for d in figures.drawings() if d.name in ("beta-evolution", "teacher-agreement")]
-    monkeypatch.setattr(build, "drawings", lambda: drawn)
+    few = [d for d in figures.drawings() if d.name in ("beta-evolution", "teacher-agreement")]
+    monkeypatch.setattr("reports.drawn.drawings", lambda: few)
     build.build(run, formats=("html",), layouts=list(layouts), out=out, resamples=50)
     return out / "index.html"
 

@@ -17,14 +17,14 @@ LOST = "ce+fkl@task"
 @pytest.fixture
 def undrawn(monkeypatch):
     """Reports without figures: drawing them takes most of the time."""
-    monkeypatch.setattr("reports.build.drawings", list)
+    monkeypatch.setattr("reports.drawn.drawings", list)
 
 
 @pytest.fixture
 def few_drawn(monkeypatch, unsaved):
     """Two figures, whose data a test takes away."""
     kept = [d for d in figures.drawings() if d.name in ("loss-trajectories", "logit-distributions")]
-    monkeypatch.setattr("reports.build.drawings", lambda: kept)
+    monkeypatch.setattr("reports.drawn.drawings", lambda: kept)
 
 
 def forget(run, student):

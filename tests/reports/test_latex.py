@@ -91,7 +91,7 @@ def report(simulated, tmp_path_factory):
     write_json(folder / "manifest.json", manifest)
     out = tmp_path_factory.mktemp("latex") / "report"
     with pytest.MonkeyPatch.context() as patch:  # one figure is enough here, drawing them all takes most of the time
-        patch.setattr("reports.build.drawings", lambda: [d for d in figures.drawings() if d.name == "accuracy-cost"])
+        patch.setattr("reports.drawn.drawings", lambda: [d for d in figures.drawings() if d.name == "accuracy-cost"])
         build(folder, formats=("tex",), out=out, resamples=50)
     return out
 
@@ -128,7 +128,7 @@ def test_each_table_compiles_alone(report, tmp_path, name):
 
 
 def test_two_runs_compile_with_their_column(simulated, tmp_path, monkeypatch):
-    monkeypatch.setattr("reports.build.drawings", list)
+    monkeypatch.setattr("reports.drawn.drawings", list)
     shutil.copytree(simulated, tmp_path / "run_b&c")
     build([simulated, tmp_path / "run_b&c"], formats=("tex",), layouts=["accuracy"], out=tmp_path / "two", resamples=50)
     for path in (tmp_path / "two" / "tables").glob("*.tex"):

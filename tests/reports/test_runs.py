@@ -45,7 +45,7 @@ def made(pair):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Reports without figures: drawing them takes most of the time."""
-    monkeypatch.setattr("reports.build.drawings", list)
+    monkeypatch.setattr("reports.drawn.drawings", list)
 
 
 def manifest(folder, **changes):
@@ -228,7 +228,7 @@ def test_figures_are_drawn_once_per_run(pair, tmp_path, unsaved, monkeypatch):
     from reports import figures
 
     one = [d for d in figures.drawings() if d.name == "loss-trajectories"]
-    monkeypatch.setattr("reports.build.drawings", lambda: one)
+    monkeypatch.setattr("reports.drawn.drawings", lambda: one)
     build(pair, formats=("md",), layouts=["accuracy"], out=tmp_path, resamples=50)
     assert {p.name for p in (tmp_path / "figures").glob("*.png")} == {
         "loss-trajectories--monday.png", "loss-trajectories--tuesday.png",
