@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ class Snapshot:
     """One student's histograms, its seeds pooled.
 
     Attributes:
-        steps: at which optimiser steps "early" and "late" are, one entry per seed; counts: logits by (owner, moment);
+        steps: at which optimiser steps "early" and "late" are, one entry per seed; counts: logits by (owner, moment), the
+            teacher's only where the student met one;
         density: by (owner, moment), float64 [BINS], per unit of logit, integrating to the share within the common edges.
     """
 
@@ -63,14 +65,19 @@ def _snapshots(estimates: Estimates) -> Snapshots:
     if not found:
         raise Missing("The run holds no snapshots.npz: no logits were kept early and late in training.")
     everything = [table for tables in found.values() for table in tables]
-    low = min(_quantile(table, key, 0.0005) for table in everything for key in _keys())
-    high = max(_quantile(table, key, 0.9995) for table in everything for key in _keys())
+    low = min(_quantile(table, key, 0.0005) for table in everything for key in _keys(table))
+    high = max(_quantile(table, key, 0.9995) for table in everything for key in _keys(table))
     edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
     return Snapshots(edges, {student: _pooled(tables, edges) for student, tables in found.items()})
 
 
-def _keys() -> list[str]:
-    return [f"{owner}_{moment}" for owner in OWNERS for moment in MOMENTS]
+def _owners(table: Collection[str]) -> list[str]:
+    """Whose logits a file holds: a student that met no teacher, such as ``ce`` beside a live one, has its own alone."""
+    return [owner for owner in OWNERS if owner == "student" or any(name.startswith(f"{owner}_") for name in table)]
+
+
+def _keys(table: Collection[str]) -> list[str]:
+    return [f"{owner}_{moment}" for owner in _owners(table) for moment in MOMENTS]
 
 
 def _read(path: Path) -> dict[str, Floats]:
@@ -81,14 +88,14 @@ def _read(path: Path) -> dict[str, Floats]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged: not readable as NumPy arrays ({reason}). Remove it and run again") from error
-    wanted = ["edges", *(f"{moment}_step" for moment in MOMENTS), *_keys()]
+    wanted = ["edges", *(f"{moment}_step" for moment in MOMENTS), *_keys(table)]
     lost = [name for name in wanted if name not in table]
     if lost:
         raise UserError(f"{path} lacks {', '.join(lost)}; it holds {', '.join(table)}")
     edges = table["edges"]
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise UserError(f"{path}: its edges do not rise")
-    for key in _keys():
+    for key in _keys(table):
         counts = table[key]
         if counts.shape != (len(edges) - 1,) or not (counts >= 0).all() or counts.sum() == 0:
             raise UserError(f"{path}: {key} is no histogram over its {len(edges) - 1} bins")
@@ -107,7 +114,7 @@ def _quantile(table: dict[str, Floats], key: str, share: float) -> float:
 def _pooled(tables: list[dict[str, Floats]], edges: Floats) -> Snapshot:
     """Average the seeds' distribution functions at the common edges; within a bin logits are taken to be even."""
     density, counts = {}, {}
-    for owner in OWNERS:
+    for owner in [owner for owner in OWNERS if all(owner in _owners(table) for table in tables)]:
         for moment in MOMENTS:
             key = f"{owner}_{moment}"
             below = np.mean([np.interp(edges, t["edges"], _cumulated(t, key)) for t in tables], axis=0)

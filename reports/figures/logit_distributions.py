@@ -71,6 +71,8 @@ def notes(estimates: Estimates) -> list[str]:
     ]
     absent = [s for s in estimates.run.manifest.students if s not in found.students]
     out += [f"Without a snapshot, and not drawn: {', '.join(absent)}."] if absent else []
+    alone = [name for name, s in found.students.items() if ("teacher", "early") not in s.density]
+    out += [f"Trained without a teacher at hand, so that none is drawn: {', '.join(alone)}."] if alone else []
     return out + _facts.unroomy(["+".join(members) for members in _families(estimates, found)[MOST:]])
 
 
@@ -88,10 +90,12 @@ def _families(estimates: Estimates, found: Snapshots) -> list[tuple[str, ...]]:
 
 def _panel(axes: Axes, shown: list[str], moment: str, found: Snapshots, estimates: Estimates, theme: style.Theme) -> None:
     """One moment of one energy; the teacher as its first student met it, for all are trained on the same samples."""
-    teacher = found.students[shown[0]].density["teacher", moment]
-    axes.stairs(
-        teacher, found.edges, baseline=_floor(found), fill=True, color=theme.muted, alpha=0.45, linewidth=0, label="teacher"
-    )
+    met = [s for s in shown if ("teacher", moment) in found.students[s].density]
+    if met:
+        axes.stairs(
+            found.students[met[0]].density["teacher", moment], found.edges, baseline=_floor(found), fill=True,
+            color=theme.muted, alpha=0.45, linewidth=0, label="teacher",
+        )  # fmt: skip
     middle = (found.edges[:-1] + found.edges[1:]) / 2
     for student in shown:
         own = style.look(student, estimates.run.students, theme)

@@ -82,6 +82,21 @@ def test_no_snapshots_is_missing(small_copy):
         draw("logit-distributions", estimates_of(small_copy))
 
 
+def test_a_student_that_met_no_teacher_is_drawn_alone(small_copy):
+    """``ce`` beside a live teacher never loads it; a file that holds half of a teacher is damaged all the same."""
+    path = next(small_copy.glob("students/ce/seed0/snapshots.npz"))
+    with np.load(path) as file:
+        table = {name: file[name] for name in file.files}
+    np.savez(path, **{name: values for name, values in table.items() if not name.startswith("teacher_")})
+    estimates = estimates_of(small_copy)
+    draw("logit-distributions", estimates)
+    said = next(d for d in figures.drawings() if d.name == "logit-distributions").notes(estimates)
+    assert any(note.startswith("Trained without a teacher at hand, so that none is drawn: ce") for note in said)
+    np.savez(path, **{name: values for name, values in table.items() if name != "teacher_late"})
+    with pytest.raises(UserError, match="lacks teacher_late"):
+        draw("logit-distributions", estimates_of(small_copy))
+
+
 # ---- reliability -----------------------------------------------------------------------------------------------------------
 
 
