@@ -91,6 +91,7 @@ class Manifest(_Open):
     weights: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
     command: str | list[str] | None = None
+    left_out: list[str] = []
 
 
 def family(student: str) -> tuple[str, ...]:
@@ -236,7 +237,7 @@ class Run:
                 if path.is_file():
                     rows.extend(_flatten(path, student, seed))
         if not rows:
-            raise Missing("The run holds no dynamics.jsonl: no student has been trained in it.")
+            raise Missing("The run holds no dynamics.jsonl: nothing was trained in it, or its logs are gone.")
         return pd.DataFrame(rows)
 
     def costs(self, student: str) -> list[dict[str, Any]]:

@@ -79,8 +79,9 @@ def _open(path: Path) -> None:
         torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is a pickle with code in it, which is never run; get the weights as safetensors ({_reason(error)})"
-        ) from error
+            f"{path} is a pickle with code in it, which is never run; get the weights as safetensors, or convert them on a"
+            " machine that may run that code"
+        ) from error  # torch's own reason advises to run it
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({_reason(error)})") from error
 

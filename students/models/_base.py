@@ -324,8 +324,8 @@ def common_vision_tokens(student: Adapter, teacher: Adapter) -> int:
     if student.vision_tokens is None or teacher.vision_tokens is None:
         mine, other = ("a variable number of" if a.vision_tokens is None else a.vision_tokens for a in (student, teacher))
         raise UserError(
-            f"an image takes {mine} tokens for the student ({student.family}) and {other} for the teacher ({teacher.family});"
-            " energies that compare features (fd, align_kd, llava_kd) need the same fixed number for both"
+            f"an image takes {mine} tokens for the student ({student.family}) and {other} tokens for the teacher"
+            f" ({teacher.family}); energies that compare features (fd, align_kd, llava_kd) need the same fixed number for both"
         )
     if student.vision_tokens != teacher.vision_tokens:
         raise UserError(

@@ -290,6 +290,14 @@ def test_a_limit_is_said(small_copy):
     assert any("cut to its first 12 clusters" in c.text for c in found)
 
 
+def test_what_was_not_learned_from_is_said(small_copy):
+    manifest = read_json(small_copy / "manifest.json")
+    lost = "corpus captions lacks 3 of its source's 40 rows (3: unreadable image)"
+    write_json(small_copy / "manifest.json", manifest | {"left_out": [lost]})
+    found = conclusions(Estimates(frames.load(small_copy), resamples=50))
+    assert f"Not learned from: {lost}." in [c.text for c in found if c.verdict == "caveat"]
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same_files(report, whole_run, tmp_path):
     written = build(whole_run, out=tmp_path, processes=2)

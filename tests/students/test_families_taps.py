@@ -111,11 +111,11 @@ def test_two_families_that_cannot_be_compared_are_both_named(folders):
     llava, qwen, smol = (models.load(folders[name]) for name in ("llava", "qwen2_5_vl", "smolvlm"))
     some = "a variable number of"
     with pytest.raises(
-        UserError, match=rf"takes 16 tokens for the student \(llava\) and {some} for the teacher \(qwen2_5_vl\)"
+        UserError, match=rf"takes 16 tokens for the student \(llava\) and {some} tokens for the teacher \(qwen2_5_vl\)"
     ):
         common_vision_tokens(llava, qwen)
     with pytest.raises(
-        UserError, match=rf"{some} tokens for the student \(smolvlm\) and {some} for the teacher \(qwen2_5_vl\)"
+        UserError, match=rf"{some} tokens for the student \(smolvlm\) and {some} tokens for the teacher \(qwen2_5_vl\)"
     ):
         common_vision_tokens(smol, qwen)
     assert common_vision_tokens(llava, models.load(folders["teacher"])) == N_V

@@ -312,7 +312,7 @@ def test_a_teacher_of_another_family_with_the_same_tokenizer_works(run, others):
     lines = dynamics(run("ce+fkl@instance", inputs))
     assert lines[0]["teacher_entropy"] > 0
     with pytest.raises(
-        UserError, match=r"16 tokens for the student \(llava\) and a variable number of for the teacher \(qwen2_5_vl\)"
+        UserError, match=r"16 tokens for the student \(llava\) and a variable number of tokens for the teacher \(qwen2_5_vl\)"
     ):
         run("ce+fd", inputs)
 
