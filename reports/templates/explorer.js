@@ -64,6 +64,7 @@ const Explorer = (() => {
   }
 
   function closed() {
+    if (document.querySelector("#sheet").open) return; // the event comes late: a quick reader has opened the next one
     find(".detail").append(document.querySelector("#sheet .detail-inner"));
     find(`#list-${state.tab}`).focus({ preventScroll: true });
   }

@@ -326,6 +326,23 @@ def test_a_phone_opens_details_in_a_sheet(phone):
     assert not sheet.is_visible()
 
 
+def test_a_sheet_that_is_opened_again_at_once_keeps_its_details(phone):
+    """The browser says that a dialog was closed only after it has taken the next key."""
+    page = phone.explore()
+    page.locator("#list-questions .row").nth(1).click()
+    page.evaluate(
+        """() => {
+            document.querySelector("#sheet").close();
+            const key = new KeyboardEvent("keydown", {key: "Enter", bubbles: true});
+            document.querySelector("#list-questions").dispatchEvent(key);
+        }"""
+    )
+    page.wait_for_timeout(50)
+    assert page.locator("#sheet .detail-inner").is_visible()
+    page.locator("#sheet .close").click()
+    assert not page.locator("#sheet").is_visible()
+
+
 # ---- size, and files that are not there ------------------------------------------------------------------------------------
 
 
