@@ -23,7 +23,7 @@ FORMATS = ("md", "tex", "html")
 
 @dataclass(frozen=True)
 class Part:
-    """A table or a figure in its place; where ``missing`` is a sentence, that sentence stands there instead."""
+    """A table in its place; where ``missing`` is a sentence, that sentence stands there instead."""
 
     name: str
     title: str
