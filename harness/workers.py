@@ -13,24 +13,21 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from harness import plan, store
-from harness.base import OFFLINE, UserError, offline
+from harness.base import OFFLINE, UserError, end_with_parent, offline
 
 _PROGRESS_SECONDS = 0.2
 #: How long a worker that was asked to end may take to tidy up before it is killed.
 _PATIENCE_SECONDS = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-#: The exit code of a worker whose parent died; nobody is left to read it.
-_ORPHANED = 3
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ def stop(workers: Sequence[Worker]) -> None:
 def _main(number: int, settings: Settings, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)  # an orderly end frees the semaphores that libraries hold
-    threading.Thread(target=_watch_parent, name="watch-parent", daemon=True).start()
+    end_with_parent()
     os.environ.update({name: str(settings.threads) for name in _THREAD_VARIABLES})
     network(settings.online)
     with store.worker_lock(settings.root, number):
@@ -178,13 +175,6 @@ def network(online: bool) -> None:
 
 def _end(number: int, *_: object) -> NoReturn:
     raise SystemExit(128 + number)
-
-
-def _watch_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(_ORPHANED)
 
 
 def _redirect(log: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 
+from harness.base import end_with_parent
 from reports import provenance, runs, tables
 from reports.figures import Drawing, drawings
 from reports.frames import Irrelevant, Missing
@@ -73,16 +71,8 @@ def _by_name() -> dict[str, Drawing]:
 _easels: list[Easel] = []
 
 
-def _watch() -> None:
-    """End this process when the one that draws the report ends, however that happens."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
 def _begin(folders: Sequence[Path], folder: Path, dark: bool, resamples: int, seed: int, level: float) -> None:
-    threading.Thread(target=_watch, name="watch-parent", daemon=True).start()
+    end_with_parent()
     loaded = runs.load(folders)
     _easels.append(Easel(tuple(Estimates(run, resamples, seed, level) for run in loaded), folder, dark))
 

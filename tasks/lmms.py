@@ -92,12 +92,12 @@ def _reason(error: BaseException) -> str:
 
 def _processor(library: Any, folder: Path) -> Any:
     """Return a checkpoint's processor with PIL's preprocessing of images."""
-    processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    if getattr(processor, "video_processor", None) is None:
+    try:
         return library.AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    # asked of the whole processor, PIL would be asked of the video part too, which has no such variant
-    processor.image_processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    return processor
+    except ImportError:  # asked of the whole processor, PIL is asked of a video part too, which has no such variant
+        processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
+        processor.image_processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        return processor
 
 
 def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
@@ -267,8 +267,9 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         Raises:
             UserError: for a reply without tokens, or one that the tokenizer joins with the prompt.
         """
-        tokenizer, prompt = self.processor.tokenizer, self._render("", 0)
+        tokenizer = self.processor.tokenizer
         if self._lead:  # a byte-level tokenizer has other tokens for a word after a space
+            prompt = self._render("", 0)
             before, whole = tokenizer([prompt, prompt + self._lead + answer], add_special_tokens=False)["input_ids"]
             if whole[: len(before)] != before:
                 raise UserError(
