@@ -13,6 +13,7 @@ from harness.cells import Cell, cells, read_cell, student_folder
 from harness.config import Evaluation, Models, Preset, load_recipe
 from harness.plan import Stage, survey
 from harness.real import Requires
+from harness.resources import of_kind
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
 from harness.stages import collect, corpus, data, evaluate
 from harness.training_plan import TrainingPlan
@@ -24,6 +25,8 @@ _SECONDS = {
     "data": 10, "corpus": 600, "questions": 10, "model": 120, "signal": 20, "student": 30, "evaluate": 4, "collect": 2,
     "report": 15,
 }  # fmt: skip
+#: Kinds of stages that the processes of a launch compute together; the others are the first process's.
+_DISTRIBUTED = ("student", "evaluate")
 #: Fields of a preset that came after runs had been recorded without them.
 _LATER = ("corpora", "stages", "requires", "declared")
 
@@ -58,6 +61,7 @@ class Blueprint:
         wanted: the cells; their order does not matter.
         data_root: the folder with the published data sets, for protocols and corpora that read one.
         absent: what is known to be missing, for a plan that is only shown.
+        failed: a sentence for each stage that was given up, which the report has to tell.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class Blueprint:
         wanted: Iterable[Cell],
         data_root: Path | None = None,
         absent: Absent = NOTHING_ABSENT,
+        failed: Sequence[str] = (),
     ) -> None:
+        self.failed = tuple(failed)
         self.preset = preset
         self.models = models
         self.data_root = data_root
@@ -111,7 +117,9 @@ class Blueprint:
 
     def _add(self, stage: Stage) -> None:
         cost = self.preset.seconds.get(stage.kind, _SECONDS[stage.kind])
-        self._stages.append(replace(stage, job=stage.job or stage.id, cost=cost))
+        needs = of_kind(stage.kind, self.preset.threads, self.preset.resources)
+        shared = stage.kind in _DISTRIBUTED
+        self._stages.append(replace(stage, job=stage.job or stage.id, cost=cost, distributed=shared, resources=needs))
 
     # ---- the kinds of stages, in order -------------------------------------------------------------------------------------
 
@@ -235,7 +243,7 @@ class Blueprint:
 
     def _report_facts(self) -> Mapping[str, Any]:
         """Return what the report says that is in none of the files it reads: captions, selection, settings."""
-        preset = self.preset.model_dump(mode="json", exclude={"seconds", "workers"})
+        preset = self.preset.model_dump(mode="json", exclude={"seconds", "workers", "resources"})
         if self.preset.requires == Requires():
             del preset["requires"]
         captions = {name: [tasks.protocol(name).title, tasks.protocol(name).description] for name in self.protocols}
@@ -244,4 +252,5 @@ class Blueprint:
             "students": [list(pair) for pair in self.students],
             "protocols": captions,
             "limit": self.limit,
+            **({"failed": list(self.failed)} if self.failed else {}),
         }

@@ -29,6 +29,7 @@ from harness import hub
 from harness.base import Strict, UserError, parse, read_yaml, unknown
 from harness.pretraining import Making
 from harness.real import Assemble, CorpusSource, ModelSize, Requires, TrainingStage, Word
+from harness.resources import DEFAULTS, Resources
 from students import registry
 from students.options import DistilOptions
 from students.recipe import RESERVED, Recipe, Variant
@@ -185,7 +186,8 @@ class Preset(Strict):
         recipes: the students that ``--students all`` means; none where nothing is trained.
         seeds: the seeds that a run without ``--seeds`` does.
         threads: torch threads of each worker; part of every trained model's digest, because it changes the arithmetic.
-        workers: processes; changes only the time a run takes.
+        workers: how many stages run at once at most; None: as many as their resources allow. Changes only the time a run takes.
+        resources: what a stage of each kind takes while it runs, where the usual does not fit; changes only what runs when.
         seconds: rough seconds per stage kind on two quiet cores, for estimates only.
         requires: what the machine must have.
         declared: sizes of models as published, by role or name (``teacher``, ``base``, ...), for the plan only.
@@ -205,7 +207,8 @@ class Preset(Strict):
     recipes: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     threads: PositiveInt = 1
-    workers: PositiveInt = 2
+    workers: PositiveInt | None = None
+    resources: dict[str, Resources] = Field(default_factory=dict)
     seconds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     requires: Requires = Requires()
     declared: dict[str, ModelSize] = Field(default_factory=dict)
@@ -227,6 +230,14 @@ class Preset(Strict):
             with _as_value_error():
                 data.faults.check([name.partition("@")[0] for name in info.data["protocols"]])
         return data
+
+    @field_validator("resources")
+    @classmethod
+    def _known_kinds(cls, resources: dict[str, Resources]) -> dict[str, Resources]:
+        for kind in resources:
+            if kind not in DEFAULTS:
+                raise ValueError(str(unknown("kind of stage", kind, DEFAULTS)))
+        return resources
 
     @model_validator(mode="after")
     def _trains_or_not(self) -> Preset:

@@ -1,13 +1,23 @@
-"""Carry out a plan: give jobs to workers as soon as what they read is complete, and stop at the first failure."""
+"""Carry out a plan: start jobs as soon as what they read is complete, try again what broke, go on without what cannot be done.
+
+A stage that fails, or whose process is killed, is tried :data:`ATTEMPTS` times, from where it was if it can resume. Then it
+fails alone: what reads from it is left out, everything else is done. Bad input ends the run at once, because it is the user's
+to repair; a loss that is not finite would be so again and is not repeated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Protocol
 
 from harness import plan, workers
 from harness.base import UserError
+from harness.executors import Executor
+
+#: How often a stage is tried.
+ATTEMPTS = 3
 
 
 class StageError(Exception):
@@ -16,6 +26,44 @@ class StageError(Exception):
     def __init__(self, stage: str, text: str, trace: str = "") -> None:
         super().__init__(f"stage {stage} failed: {text}")
         self.trace = trace
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that was given up.
+
+    Attributes:
+        stage: its id.
+        text: the last error's one line.
+        attempts: how often it was tried.
+        lost: ids of the stages that were left out because they read from it, directly or not.
+        trace: the last error's traceback; empty where the process was killed.
+    """
+
+    stage: str
+    text: str
+    attempts: int
+    lost: tuple[str, ...] = ()
+    trace: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What happened, in one line."""
+        return f"{self.text} ({self.attempts} attempt{'s' if self.attempts != 1 else ''})"
+
+    @property
+    def line(self) -> str:
+        """The same with the stage's name and how much was left out, for the summary and the report."""
+        without = len(self.lost)
+        rest = f"; {without} stage{'s that read' if without != 1 else ' that reads'} from it left out" if without else ""
+        return f"{self.stage.replace('/', ' ')}: {self.sentence}{rest}"
+
+
+def error(failures: Sequence[Failure]) -> StageError:
+    """Return the error that ends a command in which stages were given up; the traceback is the first one's."""
+    first, *others = failures
+    text = first.sentence + "".join(f"; stage {each.stage} failed: {each.sentence}" for each in others)
+    return StageError(first.stage, text, first.trace)
 
 
 class Watcher(Protocol):
@@ -30,6 +78,32 @@ class Watcher(Protocol):
     def finish(self, stage: plan.Stage, seconds: float | None) -> None:
         """``stage`` is complete; ``seconds`` is None when it turned out to be so already."""
 
+    def fail(self, stage: plan.Stage, text: str, attempt: int, again: bool) -> None:
+        """``stage`` failed at its n-th ``attempt``; it is tried ``again`` or given up."""
+
+    def leave(self, stage: plan.Stage) -> None:
+        """``stage`` is left out, because something that it reads was given up."""
+
+
+def dependencies(stages: Sequence[plan.Stage]) -> dict[str, frozenset[str]]:
+    """Return the ids of the stages that each stage reads from.
+
+    Raises:
+        RuntimeError: for a path that no stage writes.
+    """
+    writers = {target: stage.id for stage in stages for target in stage.targets}
+    found: dict[str, frozenset[str]] = {}
+    for stage in stages:
+        needed = set()
+        for path in stage.reads:
+            place = PurePosixPath(path)
+            writer = next((writers[str(p)] for p in (place, *place.parents) if str(p) in writers), None)
+            if writer is None:
+                raise RuntimeError(f"no stage writes {path}")
+            needed.add(writer)
+        found[stage.id] = frozenset(needed)
+    return found
+
 
 class Execution:
     """One pass over a plan.
@@ -37,10 +111,11 @@ class Execution:
     Args:
         stages: the plan, each stage after what it reads.
         done: ids of the complete stages, from :func:`harness.plan.survey`.
-        settings: handed to the workers.
-        count: how many workers to start at most.
+        settings: of the run.
+        executor: where the jobs run; whoever made it stops it.
         watcher: is told of progress.
         completed: called in this process after each stage, before the next jobs are given out.
+        attempts: how often a stage is tried.
     """
 
     def __init__(
@@ -48,97 +123,99 @@ class Execution:
         stages: Sequence[plan.Stage],
         done: set[str],
         settings: workers.Settings,
-        count: int,
+        executor: Executor,
         watcher: Watcher,
         completed: Callable[[plan.Stage], None],
+        attempts: int = ATTEMPTS,
     ) -> None:
+        self._allowed = attempts
         self._stages = stages
         self._by_id = {s.id: s for s in stages}
+        self._reads = dependencies(stages)
         self._done = set(done)
         self._settings = settings
-        self._count = count
+        self._executor = executor
         self._watcher = watcher
         self._completed = completed
-        self._given: set[str] = set()
-        self._workers: list[workers.Worker] = []
-        self._idle: list[workers.Worker] = []
+        self._given: dict[str, list[str]] = {}  # job -> ids of its stages that run or wait in their process
+        self._attempts: dict[str, int] = {}
+        self._failures: dict[str, Failure] = {}
+        self._lost: set[str] = set()
+        self._changed = True  # whether another job may be ready, or fit, since the last look
 
-    def run(self) -> None:
-        """Do everything that is not done yet.
+    def run(self) -> list[Failure]:
+        """Do everything that is not done yet and can be done; return what was given up, in the order in which that happened.
 
         Raises:
             UserError: when a stage refuses its input.
-            StageError: when a stage, or a worker, fails.
         """
-        try:
-            while len(self._done) < len(self._stages):
+        self._executor.check([stage for stage in self._stages if stage.id not in self._done])
+        while self._open():
+            if self._changed:
                 self._dispatch()
-                if len(self._done) < len(self._stages):
-                    self._listen()
-        finally:
-            workers.stop(self._workers)
+            if self._given:
+                for message in self._executor.listen():
+                    self._handle(message)
+        return list(self._failures.values())
+
+    def _open(self) -> bool:
+        return len(self._done) + len(self._failures) + len(self._lost) < len(self._stages)
 
     def _dispatch(self) -> None:
-        """Hand out every job that can start, as long as there are workers for it."""
-        while (job := self._next_job()) is not None:
-            digests: dict[str, str] = {}
-            todo: list[plan.Stage] = []
-            for stage in job:
-                digest = plan.stage_digest(self._settings.root, stage, self._stages)
-                if plan.is_current(self._settings.root, stage, digest):  # what it reads came out as it was before
-                    self._finish(stage, None)
-                else:
-                    digests[stage.id] = digest
-                    todo.append(stage)
-            if not todo:
+        """Start every job that can start, in the plan's order; a job that is too large for now is passed over."""
+        self._changed = False
+        while self._start_ready() and self._open():
+            pass  # what was found unchanged may let others start
+        if not self._given and self._open():
+            waiting = [s.id for s in self._stages if s.id not in self._done | self._lost and s.id not in self._failures]
+            raise RuntimeError(f"no stage can start; waiting: {', '.join(waiting)}")
+
+    def _start_ready(self) -> bool:
+        """Look at every ready job once; say whether one of them turned out to have nothing to do."""
+        unchanged = False
+        for job in self._ready():
+            if not self._executor.fits(job):
                 continue
-            self._given.update(digests)
-            self._take_worker().send(todo, digests)
+            todo, digests = self._unfinished(job)
+            unchanged |= not todo
+            if todo:
+                self._given[job[0].job] = [stage.id for stage in todo]
+                self._executor.start(todo, digests)
+        return unchanged
 
-    def _take_worker(self) -> workers.Worker:
-        if not self._idle:
-            worker = workers.start(len(self._workers), self._settings)
-            self._workers.append(worker)
-            return worker
-        return self._idle.pop(0)
-
-    def _next_job(self) -> list[plan.Stage] | None:
-        """Return the stages to do of the first job that can start now."""
-        if not self._idle and len(self._workers) >= self._count:
-            return None
-        seen: set[str] = set()
+    def _ready(self) -> list[list[plan.Stage]]:
+        """Return the jobs that nobody works on and whose stages have everything that they read."""
+        jobs: dict[str, list[plan.Stage]] = {}
         for stage in self._stages:
-            if stage.id in self._done or stage.id in self._given or stage.job in seen:
-                continue
-            seen.add(stage.job)
-            job = [s for s in self._stages if s.job == stage.job and s.id not in self._done]
-            if all(u.id in self._done for s in job for u in plan.upstream(s, self._stages)):
-                return job
-        if len(self._given - self._done) == 0 and seen:
-            raise RuntimeError(f"no stage can start; waiting: {', '.join(sorted(seen))}")
-        return None
+            if not (stage.id in self._done or stage.id in self._lost or stage.id in self._failures or stage.job in self._given):
+                jobs.setdefault(stage.job, []).append(stage)
+        return [job for job in jobs.values() if all(self._reads[stage.id] <= self._done for stage in job)]
 
-    def _listen(self) -> None:
-        """Wait for news from the workers and act on it."""
-        for pipe in wait([w.pipe for w in self._workers]):
-            worker = next(w for w in self._workers if w.pipe is pipe)
-            try:
-                message: workers.Message = worker.pipe.recv()
-            except (EOFError, ConnectionResetError) as error:
-                worker.process.join()
-                log = self._settings.root / "logs" / f"worker-{worker.number}.log"
-                text = f"its worker died (exit code {worker.process.exitcode}; out of memory?), see {log}"
-                raise StageError(worker.stage or "(start of a worker)", text) from error
-            self._handle(worker, message)
+    def _unfinished(self, job: Sequence[plan.Stage]) -> tuple[list[plan.Stage], dict[str, str]]:
+        """Return the stages of a ready job that have to be done, with their digests."""
+        digests: dict[str, str] = {}
+        todo: list[plan.Stage] = []
+        for stage in job:
+            digest = plan.stage_digest(self._settings.root, stage, self._stages)
+            if plan.is_current(self._settings.root, stage, digest):  # what it reads came out as it was before
+                self._finish(stage, None)
+            else:
+                digests[stage.id] = digest
+                todo.append(stage)
+        return todo, digests
 
-    def _handle(self, worker: workers.Worker, message: workers.Message) -> None:
-        if message.kind == "idle":
-            worker.stage = ""
-            self._idle.append(worker)
+    def _handle(self, message: workers.Message) -> None:
+        self._changed |= message.kind != "progress"
+        if message.kind == "ended":
+            self._given.pop(message.job)
             return
-        stage = self._by_id[message.stage]
+        if message.kind == "died" and not message.stage:  # before it began anything: the first stage's attempt is lost
+            stage = self._by_id[next(s for s in self._given[message.job] if s not in self._done)]
+            self._attempts[stage.id] = self._attempts.get(stage.id, 0) + 1
+        else:
+            stage = self._by_id[message.stage]
         if message.kind == "begin":
-            worker.stage = stage.id
+            self._attempts[stage.id] = self._attempts.get(stage.id, 0) + 1
             self._watcher.begin(stage)
         elif message.kind == "progress":
             self._watcher.advance(stage, message.done, message.total)
@@ -146,10 +223,33 @@ class Execution:
             self._finish(stage, message.seconds)
         elif message.kind == "refused":
             raise UserError(f"{message.text} (stage {stage.id})")
+        elif message.kind in ("failed", "died"):
+            self._broke(stage, message)
         else:
-            raise StageError(stage.id, message.text, message.trace)
+            raise RuntimeError(f"unknown message {message.kind!r} from stage {message.stage}")
 
     def _finish(self, stage: plan.Stage, seconds: float | None) -> None:
         self._done.add(stage.id)
         self._completed(stage)
         self._watcher.finish(stage, seconds)
+
+    def _broke(self, stage: plan.Stage, message: workers.Message) -> None:
+        """Try a stage again, or give it up with everything that reads from it."""
+        attempt = self._attempts[stage.id]
+        again = attempt < self._allowed and not message.repeats
+        self._watcher.fail(stage, message.text, attempt, again)
+        if again:
+            return
+        without = {stage.id}
+        for each in self._stages:  # each stage is after what it reads, so one pass finds all of them
+            if self._reads[each.id] & without and each.id not in self._lost:
+                without.add(each.id)
+                self._watcher.leave(each)
+        lost = tuple(each.id for each in self._stages if each.id in without - {stage.id})
+        self._lost |= set(lost)
+        self._failures[stage.id] = Failure(stage.id, message.text, attempt, lost, message.trace)
+
+
+def broken(failures: Sequence[Failure]) -> set[str]:
+    """Return the ids of all stages that were given up or left out."""
+    return {each for failure in failures for each in (failure.stage, *failure.lost)}

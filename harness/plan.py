@@ -14,6 +14,7 @@ from typing import Any
 
 from harness import store
 from harness.base import digest
+from harness.resources import Resources
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Stage:
         job: stages of one job run one after another in one worker, which keeps what they share in memory.
         resumes: whether it can go on from the partial output of an earlier attempt.
         cost: estimated seconds, for progress only.
+        distributed: whether the processes of a launch compute it together; not part of the digest.
+        resources: what it takes while it runs; not part of the digest.
     """
 
     id: str
@@ -47,6 +50,8 @@ class Stage:
     job: str = ""
     resumes: bool = False
     cost: float = 1.0
+    distributed: bool = False
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def label(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from harness import cli, store
+from harness import cli, ranks, store
 from harness.base import UserError, offline
 
 MODULE = "harness.run"
@@ -51,6 +52,13 @@ DataRoot = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Reach no network, not even for models and data that are named.")]
 Live = Annotated[bool, typer.Option("--live-teacher", help="Run the teacher beside each student; cache no signal.")]
 Skip = Annotated[int, typer.Option("--skip-unreadable", min=0, help="Leave out the rows of up to N unreadable images.")]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="local: as many stages at once as this machine allows; ray: on a Ray cluster.")
+]
+Launch = Annotated[
+    str | None,
+    typer.Option(metavar="CONFIG", help="Work on each student with several processes: a configuration of accelerate's."),
+]
 Retrain = Annotated[bool, typer.Option("--retrain-teacher", help="Make tower, teacher and base on this machine first.")]
 
 
@@ -72,9 +80,16 @@ def run(
     no_network: Offline = False,
     live_teacher: Live = False,
     skip_unreadable: Skip = 0,
+    executor: ExecutorName = "local",
+    launch: Launch = None,
 ) -> None:
     """Parse the command line and do what it says."""
+    if launch is not None:
+        from harness.launch import start, without
+
+        raise typer.Exit(start(launch, MODULE, without("--launch", sys.argv[1:])))
     from harness.config import load_preset, load_recipe, retrained
+    from harness.executors import check_name as check_executor
 
     if no_network:
         offline()
@@ -91,6 +106,7 @@ def run(
     seed_list = selection.seeds(seeds) if seeds is not None else list(preset.seeds)
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}; allowed: 1 or more whole clusters")
+    check_executor(executor)
     _check_device(device)
     root = (out or Path("runs") / preset.name).expanduser().resolve()
     if export is not None:
@@ -115,7 +131,7 @@ def run(
     online = data_root is None and not no_network and selection.on_the_hub(preset, protocols)
     wanted = cells(chosen, seed_list, protocols, models.names)
     where = None if data_root is None else data_root.expanduser().resolve()
-    session = Session(root, preset, models, limit, wanted, cli.console, where, online, skip_unreadable)
+    session = Session(root, preset, models, limit, wanted, cli.console, where, online, skip_unreadable, executor)
     if dry_run:
         session.show(_resolved(device))
         return
@@ -166,5 +182,21 @@ def _has_gpu() -> bool:
     return has_gpu()
 
 
+def main() -> NoReturn:
+    """Run the command; under a launcher, as the process that directs the others, or as one of those."""
+    membership = ranks.find(os.environ)
+    if membership is None:
+        cli.main(app, MODULE)
+    cli.own_packages_first()
+    if membership.rank:
+        from harness.follow import follow
+
+        follow(membership)
+    from harness.launch import leading
+
+    with leading(membership):
+        cli.main(app, MODULE)
+
+
 if __name__ == "__main__":
-    cli.main(app, MODULE)
+    main()

@@ -11,17 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import left_out, manifest, missing, needs, outlook, plan, progress, store
+from harness import executors, left_out, manifest, missing, needs, outlook, plan, progress, ranks, store
 from harness.base import read_json
 from harness.blueprint import Blueprint, Cell, widened
 from harness.config import Models, Preset
-from harness.execute import Execution
+from harness.execute import Execution, Failure, broken, error
+from harness.executors.local import Local
 from harness.listing import show_plan
 from harness.sources import NOTHING_ABSENT, Absent
 from harness.workers import Settings
 
 #: Stages after which the manifest knows more.
 _TELLING = ("questions", "model", "corpus", "student")
+#: Kinds of the stages that tell of all others: after a failure they tell of what there is.
+_LAST = ("collect", "report")
 
 
 class Session:
@@ -37,6 +40,7 @@ class Session:
         data_root: the folder with the published data sets, for protocols that read one.
         online: whether they may be fetched from the hub.
         skip_unreadable: how many images of a corpus may be unreadable.
+        executor: where stages run, one of :data:`harness.executors.NAMES`.
     """
 
     def __init__(
@@ -50,12 +54,13 @@ class Session:
         data_root: Path | None = None,
         online: bool = False,
         skip_unreadable: int = 0,
+        executor: str = "local",
     ) -> None:
         self.root = root
         self.preset = preset
         self.console = console
         self._models, self._limit, self._wanted, self._data_root = models, limit, wanted, data_root
-        self._online, self._skip_unreadable = online, skip_unreadable
+        self._online, self._skip_unreadable, self._executor = online, skip_unreadable, executor
 
     def _plan(self, absent: Absent = NOTHING_ABSENT) -> tuple[Blueprint, list[plan.Stage], set[str]]:
         wanted = widened(self.root, *self._given(), self._wanted, self._data_root, absent)
@@ -73,7 +78,8 @@ class Session:
         if self.preset.stages or lost:
             outlook.show(self.console, blueprint, self.root, lost, device)
         timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
-        show_plan(self.console, stages, done, self.preset.workers, timed)
+        width = Local(Settings(self.root, device, self.preset.threads), self.preset.workers).width
+        show_plan(self.console, stages, done, width, timed)
         self._say_left_out(blueprint)
 
     def missing(self) -> list[missing.Missing]:
@@ -106,7 +112,7 @@ class Session:
         Raises:
             UserError: when the folder is in use or not ours, a complete file was changed, a corpus lacks more images than are
                 allowed, or a stage refuses its input.
-            StageError: when a stage fails.
+            StageError: when stages were given up; everything that does not need them is done, and the report names them.
         """
         with store.locked(self.root, self.preset.name):
             blueprint, stages, done = self._plan()
@@ -117,16 +123,53 @@ class Session:
                 self._conclude(blueprint)
                 return
 
-            def record(stage: plan.Stage | None) -> None:
-                if stage is None or stage.kind in _TELLING:
-                    manifest.write(self.root, manifest.build(self.root, blueprint, device, overrides, command))
-
-            record(None)
             self._say(f"{len(stages) - len(done)} of {len(stages)} stages to do in {self.root}")
-            settings = Settings(self.root, device, self.preset.threads, self._online, self._skip_unreadable)
-            with progress.display(self.console, stages, done, self.preset.workers) as watcher:
-                Execution(stages, done, settings, self.preset.workers, watcher, record).run()
-            self._conclude(blueprint)
+            settings = Settings(
+                self.root, device, self.preset.threads, self._online, self._skip_unreadable, ranks.membership()
+            )
+            executor = executors.make(self._executor, settings, self.preset.workers)
+
+            def work(blueprint: Blueprint, stages: Sequence[plan.Stage], done: set[str]) -> list[Failure]:
+                def record(stage: plan.Stage | None) -> None:
+                    if stage is None or stage.kind in _TELLING:
+                        manifest.write(self.root, manifest.build(self.root, blueprint, device, overrides, command))
+
+                record(None)
+                with progress.display(self.console, stages, done, executor.width) as watcher:
+                    return Execution(stages, done, settings, executor, watcher, record).run()
+
+            try:
+                failures = work(blueprint, stages, done)
+                rest = self._without(blueprint, failures)
+                more = work(*rest) if failures and rest is not None else []
+            finally:
+                executor.stop()
+            if rest is not None and not more:
+                self._conclude(rest[0])
+            for failure in [*failures, *more]:
+                self._say(f"FAILED: {failure.line}")
+            if failures:
+                raise error([*failures, *more])
+
+    def _without(
+        self, blueprint: Blueprint, failures: Sequence[Failure]
+    ) -> tuple[Blueprint, list[plan.Stage], set[str]] | None:
+        """Return the plan of what can still be reported, its stages, and which of them are complete; None for nothing."""
+        if not failures:
+            return blueprint, [], set()
+        lost = broken(failures)
+        left = [cell for cell in blueprint.cells if cell.stage not in lost]
+        if not left:
+            return None
+        told = [failure.line for failure in failures]
+        smaller = Blueprint(*self._given(), left, self._data_root, failed=told)
+        stages = smaller.stages()
+        last = [stage for stage in stages if stage.kind in _LAST]
+        before = {each.id for stage in last for each in plan.upstream(stage, stages)} - {stage.id for stage in last}
+        if before & lost:
+            return None
+        done = [stage for stage in stages if stage not in last and stage.id not in lost]
+        return smaller, [*done, *last], {stage.id for stage in done}
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)

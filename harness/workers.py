@@ -1,32 +1,25 @@
-"""Worker processes: started once, given jobs over a pipe, gone when the parent is.
-
-A worker is spawned, not forked, with its thread counts in the environment before anything heavy is imported. It ignores
-Ctrl-C (the parent decides) and a watcher thread ends it the moment the parent dies, so that no orphan writes into the run
-folder. What libraries print goes to ``logs/worker-N.log``.
+"""What happens in a process that works on stages, whoever started it (harness/executors/): what a stage function is given,
+what is told of it, and how its errors are reported.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import importlib
-import multiprocessing
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from harness import plan, store
-from harness.base import OFFLINE, UserError, end_with_parent, offline
+from harness.base import OFFLINE, UserError, offline
+from harness.ranks import Membership, taking_part
 
 _PROGRESS_SECONDS = 0.2
-#: How long a worker that was asked to end may take to tidy up before it is killed.
-_PATIENCE_SECONDS = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -40,6 +33,7 @@ class Settings:
         threads: of torch, and of whatever decodes images.
         online: data sets may be fetched from the hub.
         skip_unreadable: how many images of a corpus may be unreadable; their rows are left out, counted and named.
+        ranks: this process's place among those of a launch; None without a launcher.
     """
 
     root: Path
@@ -47,6 +41,7 @@ class Settings:
     threads: int
     online: bool = False
     skip_unreadable: int = 0
+    ranks: Membership | None = None
 
 
 @dataclass
@@ -96,14 +91,18 @@ class Context:
 
 @dataclass(frozen=True)
 class Message:
-    """What a worker tells the parent.
+    """What comes back from where a job runs.
 
     Attributes:
-        kind: ``begin``, ``progress``, ``done``, ``failed`` (a bug), ``refused`` (bad input) or ``idle`` (ready for a job).
-        stage: id of the stage concerned.
+        kind: ``begin``, ``progress``, ``done``, ``failed`` (an error that is not the input's), ``refused`` (bad input),
+            ``died`` (its process is gone without a word), or ``ended`` (the job is over; nothing more comes of it).
+        stage: id of the stage concerned; none where a process died before it began one.
         done: units of work done, of ``total``.
+        seconds: that a ``done`` stage took.
         text: the error's one line.
         trace: its traceback.
+        repeats: the error would come again (a loss that is not finite): the stage is not tried once more.
+        job: the job's name.
     """
 
     kind: str
@@ -113,56 +112,8 @@ class Message:
     seconds: float = 0.0
     text: str = ""
     trace: str = ""
-
-
-@dataclass
-class Worker:
-    """The parent's end of one worker."""
-
-    number: int
-    process: Any
-    pipe: Connection
-    stage: str = ""
-
-    def send(self, job: Sequence[plan.Stage], digests: Mapping[str, str]) -> None:
-        """Give it a job; it answers with messages and, in the end, ``idle``."""
-        self.pipe.send((list(job), dict(digests)))
-
-
-def start(number: int, settings: Settings) -> Worker:
-    """Start worker ``number``."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_main, args=(number, settings, theirs), name=f"worker-{number}", daemon=False)
-    process.start()
-    theirs.close()  # so that its death closes the pipe
-    return Worker(number, process, ours)
-
-
-def stop(workers: Sequence[Worker]) -> None:
-    """End workers, busy or not, and wait until they are gone; what they were writing stays partial."""
-    for worker in workers:
-        worker.process.terminate()
-    for worker in workers:
-        worker.process.join(_PATIENCE_SECONDS)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        worker.pipe.close()
-
-
-# ---- in the worker ---------------------------------------------------------------------------------------------------------
-
-
-def _main(number: int, settings: Settings, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end)  # an orderly end frees the semaphores that libraries hold
-    end_with_parent()
-    os.environ.update({name: str(settings.threads) for name in _THREAD_VARIABLES})
-    network(settings.online)
-    with store.worker_lock(settings.root, number):
-        _redirect(settings.root / "logs" / f"worker-{number}.log")
-        _serve(settings, pipe)
+    repeats: bool = False
+    job: str = ""
 
 
 def network(online: bool) -> None:
@@ -173,11 +124,17 @@ def network(online: bool) -> None:
         offline()
 
 
-def _end(number: int, *_: object) -> NoReturn:
+def end(number: int, *_: object) -> NoReturn:
+    """Handle a signal by an orderly end, which frees the semaphores that libraries hold."""
     raise SystemExit(128 + number)
 
 
-def _redirect(log: Path) -> None:
+def set_threads(threads: int) -> None:
+    """Tell numeric libraries how many threads to use; call before importing them."""
+    os.environ.update({name: str(threads) for name in _THREAD_VARIABLES})
+
+
+def redirect(log: Path) -> None:
     """Send this process's output, also that of native libraries, to ``log``: it would tear the progress bar apart."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -188,42 +145,57 @@ def _redirect(log: Path) -> None:
     faulthandler.enable(file=sys.__stderr__ or sys.stderr)
 
 
-def _serve(settings: Settings, pipe: Connection) -> None:
-    memory: dict[str, Any] = {}
-    while True:
-        try:
-            job, digests = pipe.recv()
-        except EOFError:  # the parent closed the pipe: no more work
-            return
-        for stage in job:
-            if not _attempt(stage, digests[stage.id], settings, memory, pipe):
-                break
-        pipe.send(Message("idle"))
+def work(
+    job: Sequence[plan.Stage],
+    digests: Mapping[str, str],
+    settings: Settings,
+    memory: dict[str, Any],
+    send: Callable[[Message], None],
+) -> bool:
+    """Do the stages of a job one after another, until one fails; say whether all were done.
+
+    Args:
+        job: the stages.
+        digests: of each, by id.
+        settings: of the run.
+        memory: kept between jobs of one process.
+        send: is told of every step.
+    """
+    return all(_attempt(stage, digests[stage.id], settings, memory, send) for stage in job)
 
 
-def _attempt(stage: plan.Stage, digest: str, settings: Settings, memory: dict[str, Any], pipe: Connection) -> bool:
+def _attempt(
+    stage: plan.Stage, digest: str, settings: Settings, memory: dict[str, Any], send: Callable[[Message], None]
+) -> bool:
     """Do one stage and commit it; report a failure instead of raising it."""
-    pipe.send(Message("begin", stage.id))
+    send(Message("begin", stage.id))
     started = time.monotonic()
     try:
-        module, _, name = stage.run.partition(":")
-        function = getattr(importlib.import_module(module), name)
         store.begin(settings.root, stage.id, digest, stage.targets, stage.resumes)
-        function(Context(stage, settings, memory, _reporter(stage.id, pipe)))
+        compute(Context(stage, settings, memory, _reporter(stage.id, send)))
         seconds = time.monotonic() - started
         store.commit(settings.root, stage.id, digest, stage.version, stage.targets, seconds)
     except UserError as error:
-        pipe.send(Message("refused", stage.id, text=str(error), trace=traceback.format_exc()))
+        send(Message("refused", stage.id, text=str(error), trace=traceback.format_exc()))
         return False
-    except Exception as error:  # noqa: BLE001 - it crosses to the parent, which stops the run with it
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        pipe.send(Message("failed", stage.id, text=line, trace=traceback.format_exc()))
+    except Exception as error:  # noqa: BLE001 - it crosses to the parent, which decides what becomes of it
+        line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+        repeats = isinstance(error, FloatingPointError)  # the same numbers in the same order are as little finite again
+        send(Message("failed", stage.id, text=line, trace=traceback.format_exc(), repeats=repeats))
         return False
-    pipe.send(Message("done", stage.id, seconds=seconds))
+    send(Message("done", stage.id, seconds=seconds))
     return True
 
 
-def _reporter(stage: str, pipe: Connection) -> Callable[[int, int], None]:
+def compute(context: Context) -> None:
+    """Call the stage's function, together with the other processes of a launch where it is one of theirs."""
+    module, _, name = context.stage.run.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    with taking_part(context.settings.ranks, context.stage):
+        function(context)
+
+
+def _reporter(stage: str, send: Callable[[Message], None]) -> Callable[[int, int], None]:
     last = 0.0
 
     def report(done: int, total: int) -> None:
@@ -231,6 +203,6 @@ def _reporter(stage: str, pipe: Connection) -> Callable[[int, int], None]:
         now = time.monotonic()
         if now - last >= _PROGRESS_SECONDS:
             last = now
-            pipe.send(Message("progress", stage, done=done, total=total))
+            send(Message("progress", stage, done=done, total=total))
 
     return report

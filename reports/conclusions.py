@@ -35,6 +35,7 @@ def conclusions(estimates: Estimates) -> list[Conclusion]:
         out.append(Conclusion("caveat", cut))
     for name, (rows, full) in run.partial.items():
         out.append(Conclusion("caveat", f"PARTIAL: {name} was asked {rows:,} of its {full:,} questions."))
+    out += [Conclusion("caveat", f"FAILED, and missing here: {line}.") for line in run.manifest.failed]
     out += [Conclusion("caveat", f"Not learned from: {line}.") for line in run.manifest.left_out]
     for student in run.students:
         lost, total = run.unread(student)

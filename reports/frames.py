@@ -92,6 +92,7 @@ class Manifest(_Open):
     overrides: dict[str, Any] = {}
     command: str | list[str] | None = None
     left_out: list[str] = []
+    failed: list[str] = []
 
 
 def family(student: str) -> tuple[str, ...]:

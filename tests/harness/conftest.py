@@ -5,7 +5,9 @@ from fake_plan import Log
 
 from harness import plan, store
 from harness.base import write_json
-from harness.execute import Execution
+from harness.execute import Execution, error
+from harness.executors.local import Local
+from harness.resources import Machine
 from harness.workers import Settings
 
 TINY = """
@@ -24,12 +26,19 @@ def carry_out(tmp_path):
     """Carry out stages in ``tmp_path / "run"`` and return what was worked on."""
     root = tmp_path / "run"
 
-    def do(stages, count=1):
+    def do(stages, count=1, executor=Local, attempts=3, raises=True):
         log = Log()
         with store.locked(root, "fake"):
             write_json(root / "manifest.json", {"preset": {"name": "fake"}})
             done = plan.survey(root, stages)
-            Execution(stages, done, Settings(root, "cpu", 1), count, log, lambda _: None).run()
+            settings = Settings(root, "cpu", 1)
+            running = executor(settings, count, Machine(cpus=2, gpus=(), memory_gb=4.0, whole_memory_gb=4.0))
+            try:
+                log.failures = Execution(stages, done, settings, running, log, lambda _: None, attempts).run()
+            finally:
+                running.stop()
+        if raises and log.failures:
+            raise error(log.failures)
         return log
 
     do.root = root

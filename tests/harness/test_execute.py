@@ -33,7 +33,7 @@ def test_interrupted_job_repeats_only_its_unfinished_stages(carry_out, tmp_path)
     with pytest.raises(StageError):
         carry_out(job)
     (tmp_path / "survive").touch()
-    assert carry_out(job).worked == ["f", "c"]
+    assert carry_out(job).worked == ["f"]
 
 
 def test_workers_see_the_presets_threads(carry_out):
@@ -73,11 +73,16 @@ if __name__ == "__main__":
     from fake_plan import Log, stage
     from harness import store
     from harness.execute import Execution
+    from harness.executors import make
     from harness.workers import Settings
     root = Path(sys.argv[1])
     with store.locked(root, "fake"):
-        stages = [stage("s", run="sleep")]
-        Execution(stages, set(), Settings(root, "cpu", 1), 1, Log(), lambda _: None).run()
+        stages, settings = [stage("s", run="sleep")], Settings(root, "cpu", 1)
+        executor = make(sys.argv[2], settings, 1)
+        try:
+            Execution(stages, set(), settings, executor, Log(), lambda _: None).run()
+        finally:
+            executor.stop()
 """
 
 
@@ -85,7 +90,7 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
     here = Path(__file__).parent
     driver = tmp_path / "driver.py"
     driver.write_text(_DRIVER.format(paths=[str(here), str(here.parents[1])]))
-    parent = subprocess.Popen([sys.executable, str(driver), str(tmp_path / "run")])
+    parent = subprocess.Popen([sys.executable, str(driver), str(tmp_path / "run"), "local"])
     pid = _wait_for(tmp_path / "pid")
     parent.kill()
     parent.wait()
