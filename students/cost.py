@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +54,27 @@ class Cost:
         ]
         return 1024 * int(marks[0].split()[1]) if marks else None
 
-    def write(self, out: Path, samples_seen: int, signal_passes: int, live_passes: int) -> None:
+    def write(self, out: Path, samples_seen: int, signal_passes: int, live_passes: int, peak: int | None) -> None:
         """Write ``cost.json`` into ``out``.
 
         Args:
             samples_seen: samples that the student was trained on, repeats counted.
             signal_passes: samples that the teacher looked at once, for all students together.
             live_passes: samples that it looked at for this student alone, repeats counted.
+            peak: most bytes that one process held.
         """
         found: dict[str, Any] = {
             "seconds": round(self.seconds(), 3), "device": self.device.type,
-            "peak_memory_bytes": self.peak(), "memory": self.memory, "samples_seen": samples_seen,
+            "peak_memory_bytes": peak, "memory": self.memory, "samples_seen": samples_seen,
             "teacher_passes_shared": signal_passes, "teacher_passes_own": live_passes,
         }  # fmt: skip
         write_json(out / "cost.json", found)
+
+
+def max_of(peaks: Sequence[int | None]) -> int | None:
+    """Return the largest of several processes' peaks; None where one of them could not tell."""
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if len(known) == len(peaks) else None
 
 
 def _reset() -> bool:

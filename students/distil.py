@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from harness.base import UserError
+from harness.base import UserError, digest
 from students import resume
-from students.cost import Cost
+from students.cost import Cost, max_of
+from students.distributed import ranks, reached
 from students.inputs import Inputs, StreamInputs
 from students.options import DistilOptions
 from students.recipe import Recipe, Variant
@@ -41,6 +42,10 @@ def distil(
     the recipe's weighting, which has its own AdamW. Samples, their order and the student's start depend on the seed alone,
     so all recipes see the same.
 
+    Under a launcher every rank calls this with the same arguments (:mod:`students.distributed`): the ranks share each step's
+    rows, the result is one process's up to rounding, and rank 0 alone writes it and reports progress. All return, or fail,
+    together.
+
     Args:
         recipe: what to train on; one channel alone is minimised as it is.
         options: steps, sizes and rates.
@@ -66,14 +71,22 @@ def distil(
         cost = Cost(torch.device(device))
         load = Load()
         settings = {name: getattr(options, name) for name in SETTINGS}
-        with (
-            explained(load, settings),
-            closing(Training(recipe, options, inputs, seed, out, device, variant or Variant())) as training,
-        ):
-            _train(training, cost, load, progress)
+        together = ranks()
+        with explained(load, settings), reached():
+            with together.together():
+                made = Training(recipe, options, inputs, seed, out, device, variant or Variant())
+            with closing(made) as training:
+                training.join()
+                if together.rank:  # dropout draws for other rows; rank 0 draws as one process does
+                    torch.manual_seed(int(digest([seed, together.rank])[:8], 16))
+                _train(training, cost, load, progress)
         shared, own = (training.voice.shared, training.voice.passes) if training.voice else (0, 0)
-        cost.write(out, training.recorder.samples, shared, own)
-        resume.clear(out)
+        found = together.gather((own, cost.peak()))
+        with together.together():
+            if together.first:
+                peak = max_of([peak for _, peak in found])
+                cost.write(out, training.recorder.samples, shared, sum(passes for passes, _ in found), peak)
+                resume.clear(out)
 
 
 def _train(training: Training, cost: Cost, load: Load, progress: Callable[[int, int], None]) -> None:
@@ -90,8 +103,9 @@ def _train(training: Training, cost: Cost, load: Load, progress: Callable[[int, 
         training.step(step, members)
         saves = options.save_every is not None and step % options.save_every == 0 and step < steps
         if step % options.flush_every == 0 or step == steps or saves:
-            training.recorder.flush()
-            progress(step, steps)
+            training.flush()
+            if training.ranks.first:
+                progress(step, steps)
         if saves:
             resume.save(training, step, cost)
     training.save()

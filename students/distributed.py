@@ -76,7 +76,7 @@ class Ranks:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.world
-        with _reached():
+        with reached():
             dist.all_gather_object(found, value)
         return found
 
@@ -91,7 +91,7 @@ class Ranks:
         import torch.distributed as dist
 
         box: list[Any] = [value if self.first else None]
-        with _reached():
+        with reached():
             dist.broadcast_object_list(box, src=0)
         said: T = box[0]
         return said
@@ -104,7 +104,7 @@ class Ranks:
         import torch.distributed as dist
 
         table = torch.tensor([int(flag) for flag in flags], dtype=torch.int32)
-        with _reached():
+        with reached():
             dist.all_reduce(table, op=dist.ReduceOp.MAX)
         return [bool(value) for value in table.tolist()]
 
@@ -169,7 +169,7 @@ def _join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(_number("LOCAL_RANK", 0))
         backend = "cpu:gloo,cuda:nccl"
-    with _reached():
+    with reached():
         dist.init_process_group(backend=backend, timeout=TIMEOUT)
 
 
@@ -195,7 +195,12 @@ def leave() -> None:
 
 
 @contextmanager
-def _reached() -> Iterator[None]:
+def reached() -> Iterator[None]:
+    """Turn what a library says of a connection that is lost into one error.
+
+    Raises:
+        LostRank: in its place.
+    """
     try:
         yield
     except RuntimeError as error:

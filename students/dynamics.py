@@ -48,6 +48,11 @@ class Step:
         seconds: wall time of the step.
         evidence: tensors to look at if the step turns out not to be finite.
         teacher: [2, B] float32: the teacher's entropy, and 1 where it is right; None where it said nothing.
+        sizes: how many of the B samples each micro-batch has.
+        counts, replaced: of each micro-batch, what training.json sums and names.
+
+    On one of several ranks, ``losses``, ``weights``, ``present`` and ``scalars`` are of all ranks' samples, the rest is of its
+    own until :func:`students.gathering.complete` joins it.
     """
 
     step: int
@@ -64,6 +69,9 @@ class Step:
     seconds: float
     evidence: Mapping[str, Tensor]
     teacher: Tensor | None = None
+    sizes: tuple[int, ...] = ()
+    counts: tuple[Mapping[str, int], ...] = ()
+    replaced: tuple[tuple[str, ...], ...] = ()
 
 
 class Columns(NamedTuple):
@@ -82,6 +90,7 @@ class Recorder:
         self.out, self.channels, self.feed = out, tuple(channels), feed
         self.betas_every, self.steps = betas_every, feed.steps
         self.pending: list[Step] = []
+        self.failed: int | None = None  # the step that was not finite
         self.samples = 0  # handed to the student so far, repeats counted
         self.betas: list[pd.DataFrame] = []
         self.final: dict[str, float | None] = {}
@@ -195,6 +204,7 @@ class Recorder:
         """Write what is needed to look at a step that was not finite, and return the error that stops the run."""
         from safetensors.torch import save_file
 
+        self.failed = step.step
         folder = self.out / "failure"
         folder.mkdir(exist_ok=True)
         facts = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.base import digest
 from students import lora, models
 from students.checkpoint import digest_tensors
+from students.parallel import like, whole
 
 if TYPE_CHECKING:
     from students.models._base import Adapter
@@ -32,7 +33,7 @@ class Learning:
     """
 
     def __init__(self, adapter: Adapter, base: Path, options: DistilOptions, seed: int) -> None:
-        self.adapter, self.base, self.lora = adapter, base, options.lora
+        self.adapter, self.base, self.lora, self.options = adapter, base, options.lora, options
         self.rounded = options.frozen_dtype == "bfloat16"
         adapter.learn(options.learn)
         if options.lora is not None:
@@ -67,7 +68,7 @@ class Learning:
                 yield from ((name, b) for name, b in names if name in saved)
 
     def _digests(self) -> dict[str, str]:
-        return {name: digest_tensors([(name, tensor)]) for name, tensor in self._still()}
+        return {name: digest_tensors([(name, whole(tensor))]) for name, tensor in self._still()}
 
     def _digests_of_teacher(self) -> dict[str, str]:
         named = self.teacher.model.state_dict().items() if self.teacher is not None else ()
@@ -93,11 +94,19 @@ class Learning:
         return {name: tensor for name, tensor in kept.items() if name in learn | buffers}  # no tied copies
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state` returned."""
+        """Put back what :meth:`state` returned, each tensor whole, also where the model's are sharded over ranks."""
         here = self.adapter.model.state_dict()
         with torch.no_grad():
             for name, tensor in state.items():
-                here[name].copy_(tensor)
+                here[name].copy_(like(tensor, here[name]))
+
+    def again(self, state: dict[str, Tensor], seed: int) -> Learning:
+        """Return the student made again from its base, on the CPU, with ``state`` in the place of what learned."""
+        made = Learning(models.load(self.base), self.base, self.options, seed)
+        made.restore({name: tensor.cpu() for name, tensor in state.items()})
+        if self.teacher is not None:
+            made.watch(self.teacher)
+        return made
 
     def _exact(self) -> None:
         """Give frozen parameters the base's values again, of which training kept a rounded copy."""

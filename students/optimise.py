@@ -98,6 +98,14 @@ class Optimiser:
         self.base.append([group["lr"] for group in part.param_groups])
         self._set()
 
+    def refresh(self) -> None:
+        """Take note of parameters that an engine put in the place of the first part's."""
+        self.parameters = [p for group in self.parts[0].param_groups for p in group["params"]]
+
+    def hand_over(self, stepped: Any) -> None:
+        """Let an engine step the first part; ``stepped`` stands for it, with its groups and steps that do nothing."""
+        self.parts[0], self.parameters = stepped, []
+
     def _set(self) -> None:
         share = fall(self.kind, self.done, self.steps, self.warmup)
         for part, rates in zip(self.parts, self.base, strict=True):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from harness.base import UserError, atomic_path, digest, remove
+from students.cost import max_of
+from students.parallel import whole_tree
 
 if TYPE_CHECKING:
     from students.cost import Cost
@@ -49,29 +51,41 @@ def key(training: Training) -> str:
 
 def save(training: Training, step: int, cost: Cost) -> None:
     """Write the point after ``step``, whose records must be flushed, and then drop older ones."""
-    optimiser = training.weighting_optimiser
+    optimiser, ranks, parallel = training.weighting_optimiser, training.ranks, training.parallel
+    own: dict[str, Any] = {
+        "random": _random(),
+        "passes": 0 if training.voice is None else training.voice.passes,
+        "peak": cost.peak(),
+    }
+    found = ranks.gather(own)
     state = {
         "version": VERSION,
         "key": training.key,
         "step": step,
-        "student": training.learning.state(),
-        "optimiser": training.optimiser.state(),
+        "student": whole_tree(training.learning.state()),
+        "optimiser": whole_tree(training.optimiser.state()),
         "losses": training.losses.state_dict(),
-        "logs": dict(training.losses.logs),
+        "logs": parallel.total(training.losses.logs),
         "weighting": training.weighting.state_dict(),
         "weighting_optimiser": None if optimiser is None else optimiser.state_dict(),
-        "recorder": training.recorder.state(),
         "counts": dict(training.counts),
         "replaced": training.replaced,
-        "passes": 0 if training.voice is None else training.voice.passes,
+        "passes": sum(each["passes"] for each in found),
         "seconds": cost.seconds(),
-        "peak": cost.peak(),
-        "random": _random(),
+        "peak": max_of([each["peak"] for each in found]),
+        "random": own["random"],
     }
-    path = training.out / FOLDER / f"step-{step:09d}.pt"
+    with ranks.together():
+        if ranks.first:
+            others = {"others": [each["random"] for each in found[1:]]} if ranks.world > 1 else {}
+            _write(training.out, step, {**state, "recorder": training.recorder.state(), **others})
+
+
+def _write(out: Path, step: int, state: dict[str, Any]) -> None:
+    path = out / FOLDER / f"step-{step:09d}.pt"
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
-    for old in points(training.out):
+    for old in points(out):
         if old != path:
             remove(old)
 
@@ -82,34 +96,70 @@ def start(training: Training, cost: Cost) -> int:
     Raises:
         UserError: for a point that is damaged, or that another training wrote.
     """
+    ranks = training.ranks
+    if ranks.world > 1 and len(set(ranks.gather(training.key))) > 1:
+        raise UserError(
+            "the processes of this run were given different recipes, options, data or models; start all with the same"
+        )
+    with ranks.together():
+        newest = _newest(training) if ranks.first else None
+    newest = ranks.tell(newest)
+    if newest is None:
+        return 0
+    with ranks.together():
+        state = _read(newest)
+        _same(training, newest, state)
+    _restore(training, state)
+    if ranks.first:
+        cost.resume(state["seconds"], state["peak"])
+    _set_random(state["random"] if ranks.first else state["others"][ranks.rank - 1])
+    return int(state["step"])
+
+
+def _newest(training: Training) -> Path | None:
+    """Return the newest resume point; without one, clear what an earlier attempt left."""
     for half in (training.out / FOLDER).glob(".*.tmp"):
         remove(half)
     found = points(training.out)
-    if not found:
-        for name in WRITES:
-            remove(training.out / name)
-        training.recorder.begin()
-        return 0
-    state = _read(found[-1])
+    if found:
+        return found[-1]
+    for name in WRITES:
+        remove(training.out / name)
+    training.recorder.begin()
+    return None
+
+
+def _same(training: Training, path: Path, state: dict[str, Any]) -> None:
+    """Refuse a point that this training cannot go on from."""
     if state.get("version") != VERSION or state.get("key") != training.key:
         raise UserError(
-            f"{found[-1]} was written by another training (recipe, options, seed, data or base differ); remove"
+            f"{path} was written by another training (recipe, options, seed, data or base differ); remove"
             f" {training.out / FOLDER} to start from nothing"
         )
+    world = 1 + len(state.get("others", ()))
+    if world != training.ranks.world:
+        raise UserError(
+            f"{path} was written by {world} process(es), and this run has {training.ranks.world}; start {world}, or remove"
+            f" {training.out / FOLDER} to start from nothing"
+        )
+
+
+def _restore(training: Training, state: dict[str, Any]) -> None:
+    """Put everything back; what was counted over all ranks belongs to the first."""
     training.learning.restore(state["student"])
     training.optimiser.restore(state["optimiser"])
     training.losses.load_state_dict(state["losses"])
-    training.losses.logs = {k: v.to(training.accelerator.device) for k, v in state["logs"].items()}
+    first = training.ranks.first
+    logs = {k: v.to(training.accelerator.device) for k, v in state["logs"].items()}
+    training.losses.logs = logs if first else {k: torch.zeros_like(v) for k, v in logs.items()}
     training.weighting.load_state_dict(state["weighting"])
     if training.weighting_optimiser is not None:
         training.weighting_optimiser.load_state_dict(state["weighting_optimiser"])
-    training.recorder.restore(state["recorder"])
-    training.counts, training.replaced = Counter(state["counts"]), tuple(state["replaced"])
+    if first:
+        training.recorder.restore(state["recorder"])
+        training.counts, training.replaced = Counter(state["counts"]), tuple(state["replaced"])
     if training.voice is not None:
-        training.voice.passes = state["passes"]
-    cost.resume(state["seconds"], state["peak"])
-    _set_random(state["random"])
-    return int(state["step"])
+        training.voice.passes = state["passes"] if first else 0
 
 
 def clear(out: Path) -> None:

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from harness.base import UserError, remove, write_json
-from students import checkpoint, energies, inputs, models, resume, taps, weightings
-from students.dynamics import Recorder, Step
+from students import checkpoint, energies, gathering, inputs, models, resume, taps, weightings
+from students.distributed import ranks
+from students.dynamics import SNAPSHOT_LIMIT, Recorder, Step
 from students.features import Features, Seen
 from students.feed import Members, Part
 from students.learning import Learning
 from students.losses import ChannelLosses, GradientNorms, Losses
 from students.optimise import Optimiser
 from students.options import DistilOptions
+from students.parallel import Parallel, handlers
 from students.recipe import Recipe, Variant
 from students.shortage import Load
 
@@ -69,7 +71,10 @@ class Training:
 
         self.recipe, self.options, self.out, self.variant, self.seed = recipe, options, out, variant, seed
         AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and keeps the first device and precision
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=options.precision)
+        self.ranks = ranks()
+        engine = handlers(self.ranks)
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=options.precision, kwargs_handlers=engine)
+        self.parallel = Parallel(self.ranks, self.accelerator, options)
         where = self.accelerator.device
         self.adapter = models.load(given.base, str(where))
         self.learning = Learning(self.adapter, given.base, options, seed)
@@ -95,6 +100,7 @@ class Training:
             self.weighting.accept(channel, self.losses.energy(channel).zero_at_match, self.losses.energy(channel).bounds)
         if "gradient_norms" in self.weighting.needs and "projector" not in options.learn:
             raise UserError(f"weighting {name!r} compares gradients on the projector, which learn leaves out")
+        self.parallel.fits(self.weighting.needs, self.wanted)
         self._optimisers()
         self.load = Load()
         self.recorder = Recorder(out, recipe.channels, self.feed, options.betas_every)
@@ -111,6 +117,10 @@ class Training:
     def steps(self) -> int:
         """How many optimiser steps the training takes."""
         return self.feed.steps
+
+    def join(self) -> None:
+        """Put the student in the engine's hands, where there are several ranks; they do so together, before the first step."""
+        self.parallel.prepare(self.adapter.model, self.optimiser)
 
     def _optimisers(self) -> None:
         """Make the student's optimiser, the energies' AdamW under the same schedule, and the weighting's at a constant rate."""
@@ -133,9 +143,8 @@ class Training:
         self.feed.close()
 
     def micro(self, members: Members) -> list[Members]:
-        """Cut a step's rows into micro-batches."""
-        width = self.options.micro_rows or len(members)
-        return [members[start : start + width] for start in range(0, len(members), width)]
+        """Cut a step's rows into micro-batches, of which this rank takes its share."""
+        return [shared[self.ranks.rank] for shared in self.parallel.cut(members, self.options.micro_rows)]
 
     def asks(self, number: int) -> bool:
         """Say whether step ``number`` uses what the teacher says about its tokens."""
@@ -148,44 +157,51 @@ class Training:
         needs = self.weighting.needs
         if number == 1 and "losses" in needs:
             self.weighting.on_optimiser_step(0, self._evaluate(members))
-        micro = self.micro(members)
+        micro = self.parallel.cut(members, self.options.micro_rows)
         total = sum(map(len, members))
         lr = self.optimiser.lr
-        parts, outs = [], []
+        parts, outs, losses = [], [], []
         gradients = GradientNorms(self.recipe.channels, self.adapter) if "gradient_norms" in needs else None
-        for rows in micro:
-            part = self._forward(number, rows)
-            self.counts.update(part.part.counts)
-            self.replaced = (*self.replaced, *part.part.replaced)[:NAMED]
-            seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said)
-            out = self.weighting(part.losses.by_channel, features=self.features(seen), mask=part.losses.mask)
-            if gradients is not None:
-                gradients.add(part.losses, total)
-            self.accelerator.backward(out.total * (len(part.batch.indices) / total))
+        for place, shared in enumerate(micro, start=1):
+            sizes = [sum(map(len, rows)) for rows in shared]
+            with self.parallel.accumulating(last=place == len(micro)):
+                with self.parallel.together():
+                    part = self._forward(number, shared[self.ranks.rank])
+                    seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said)
+                    features = self.features(seen)
+                found, features = self.parallel.all(part.losses, features, sizes)
+                out = self.weighting(found.by_channel, features=features, mask=found.mask)
+                if gradients is not None:
+                    gradients.add(part.losses, total)
+                self.accelerator.backward(out.total * (sum(sizes) / total))
             parts.append(self._detached(number, part, len(micro)))
+            losses.append(_without_graph(found))
             outs.append(out)
-        norm = torch.nn.utils.clip_grad_norm_(self.optimiser.parameters, self.options.clip)
+        self.parallel.complete(self.losses)
+        norm = self.parallel.clip(self.optimiser, self.options.clip)
         if gradients is not None:
+            self.parallel.add(gradients.sums.values())
             self.weighting.after_backward(gradients.norms())
         self.optimiser.step()
         if self.weighting_optimiser is not None:
             self.weighting_optimiser.step()
             self.weighting_optimiser.zero_grad(set_to_none=True)
         if "losses" in needs:
-            self.weighting.on_optimiser_step(number, _joined([part.losses for part in parts]))
+            self.weighting.on_optimiser_step(number, _joined(losses))
         if "second_forward" in needs:
             self.weighting.after_step(self._evaluate(members))
+        self.parallel.advance(self.losses)
         self.losses.on_optimiser_step(number, self.steps)  # last, so that before and after are the same losses
-        self._record(number, parts, outs, norm, lr, started)
+        self._record(number, parts, losses, outs, norm, lr, started)
 
     def _forward(self, number: int, rows: Members) -> Passed:
         """Run the student on rows, and compare it with the teacher."""
-        part = self.feed.part(rows)
+        with self.parallel.reading():
+            part = self.feed.part(rows)
         self.load.rows, self.load.longest = len(rows), part.longest
         batch = part.batch.to(self.accelerator.device)
         with self.accelerator.autocast():
-            hidden, mine = self.adapter.observe(batch, self.wanted)
-            logits = self.adapter.head(self.adapter.supervised(hidden, batch))
+            hidden, logits, mine = self.parallel.run(self._student, batch)
         said = None
         if self.voice is not None and self.asks(number):
             said = self.voice.hear(part, batch, mine, number > 0 and self.recorder.keeps(number), self.features.states)
@@ -193,19 +209,28 @@ class Training:
         losses = self.losses(logits, batch.labels, batch.sample, len(batch.indices), teacher, paired)
         return Passed(part, batch, hidden, logits, said, losses)
 
+    def _student(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Hidden states [R, L, H], logits [N, V] at the supervised tokens, and taps, of rows on the device."""
+        hidden, mine = self.adapter.observe(batch, self.wanted)
+        return hidden, self.adapter.head(self.adapter.supervised(hidden, batch)), mine
+
     @torch.no_grad()
     def _evaluate(self, members: Members) -> dict[str, Tensor]:
         """Losses {channel: [samples that have it]} of a step's rows as the student stands, without touching any state."""
         self.losses.eval()
         self.adapter.model.eval()
-        found = [self._forward(0, rows).losses for rows in self.micro(members)]
+        found = []
+        for shared in self.parallel.cut(members, self.options.micro_rows):
+            with self.parallel.together():
+                own = self._forward(0, shared[self.ranks.rank]).losses
+            found.append(self.parallel.all(own, None, [sum(map(len, rows)) for rows in shared])[0])
         self.adapter.model.train()
         self.losses.train()
         return _joined(found)
 
     def _detached(self, number: int, passed: Passed, parts: int) -> Passed:
         """Let go of the graph, of hidden states and taps, and of logits that nobody will look at."""
-        losses = ChannelLosses({c: v.detach() for c, v in passed.losses.by_channel.items()}, passed.losses.mask)
+        losses = _without_graph(passed.losses)
         small = passed.logits.numel() * parts * self.options.flush_every <= EVIDENCE_LIMIT
         keep = small or number in (1, self.steps)  # those two steps' logits become histograms
         logits, said = passed.logits.detach(), passed.said
@@ -216,17 +241,27 @@ class Training:
             passed, hidden=passed.hidden[:0].detach(), logits=logits if keep else logits[:0], said=said, losses=losses
         )
 
-    def _record(self, number: int, parts: list[Passed], outs: list[Weighted], norm: Tensor, lr: float, started: float) -> None:
-        """Hand one step to the recorder, its micro-batches joined."""
+    def _record(
+        self,
+        number: int,
+        parts: list[Passed],
+        losses: list[ChannelLosses],
+        outs: list[Weighted],
+        norm: Tensor,
+        lr: float,
+        started: float,
+    ) -> None:
+        """Hand one step to the recorder, its micro-batches joined; losses and weights are those of all ranks."""
         channels = self.recipe.channels
-        sizes = torch.tensor([len(p.batch.indices) for p in parts], dtype=torch.float32)
+        sizes = torch.tensor([len(found.presence()[channels[0]]) for found in losses], dtype=torch.float32)
         shares = (sizes / sizes.sum()).to(norm.device)
         logits = torch.cat([p.logits for p in parts])
         said = [p.said.logits for p in parts if p.said is not None]
         kept = {"student": logits} | ({"teacher": torch.cat(said)} if said else {})
         for when, at in (("early", 1), ("late", self.steps)):
             if number == at:
-                self.recorder.snapshot(when, number, **kept)
+                spread = gathering.logits(self.ranks, kept, [len(p.batch.labels) for p in parts], SNAPSHOT_LIMIT)
+                self.recorder.snapshot(when, number, **spread)
         evidence = {"labels": torch.cat([p.batch.labels for p in parts])}
         evidence |= {f"{owner}_logits": values for owner, values in kept.items()}
         self.recorder.add(
@@ -235,9 +270,9 @@ class Training:
                 indices=tuple(k for p in parts for k in p.batch.indices),
                 ids=tuple(i for p in parts for i in p.part.ids),
                 noisy=tuple(n for p in parts for n in p.part.noisy),
-                losses=_table([p.losses.by_channel for p in parts], channels),
+                losses=_table([found.by_channel for found in losses], channels),
                 weights=_table([out.weights for out in outs], channels),
-                present=_table([p.losses.presence() for p in parts], channels),
+                present=_table([found.presence() for found in losses], channels),
                 scalars=torch.stack([
                     (shares * torch.stack([out.regulariser for out in outs])).sum(),
                     (shares * torch.stack([out.total.detach() for out in outs])).sum(),
@@ -249,6 +284,9 @@ class Training:
                 seconds=time.perf_counter() - started,
                 evidence=evidence,
                 teacher=self._heard(parts),
+                sizes=tuple(len(p.batch.indices) for p in parts),
+                counts=tuple(p.part.counts for p in parts),
+                replaced=tuple(p.part.replaced for p in parts),
             )
         )  # fmt: skip
 
@@ -268,14 +306,40 @@ class Training:
             columns.append(torch.stack([entropy.float(), right]))
         return torch.cat(columns, 1)
 
+    def flush(self) -> None:
+        """Write the steps since the last call, and check them; see :meth:`students.dynamics.Recorder.flush`.
+
+        Raises:
+            FloatingPointError: on every rank, for a step that was not finite.
+        """
+        own = self.recorder.pending
+        gathering.complete(self.ranks, self.recorder)
+        for step in self.recorder.pending:
+            for counts, replaced in zip(step.counts, step.replaced, strict=True):
+                self.counts.update(counts)
+                self.replaced = (*self.replaced, *replaced)[:NAMED]
+        try:
+            with self.ranks.together():
+                self.recorder.flush()
+        except FloatingPointError:
+            gathering.evidence(self.ranks, self.recorder, own)
+            raise
+
     def save(self) -> None:
         """Write the checkpoint, what learned beside it, and the records; everything in them was checked to be finite."""
         self.adapter.model.eval()
+        learning = self.parallel.saved(self.learning, self.seed)
+        logs = self.parallel.total(self.losses.logs)
+        with self.ranks.together():
+            if self.ranks.first:
+                self._save(learning, logs)
+
+    def _save(self, learning: Learning, logs: Mapping[str, Tensor]) -> None:
         remove(self.out / "student")  # an earlier attempt may have been stopped while it wrote this
-        broken = [name for name, p in self.adapter.trainable() if not bool(p.isfinite().all())]
+        broken = [name for name, p in learning.adapter.trainable() if not bool(p.isfinite().all())]
         if broken:
             raise FloatingPointError(f"after step {self.steps} weights are not finite: {', '.join(broken[:3])}")
-        record = self.learning.save(self.out)
+        record = learning.save(self.out)
         facts = {
             "options": self.variant.weighting,
             "d": getattr(self.weighting, "d", None),
@@ -283,13 +347,17 @@ class Training:
             "needs": sorted(self.weighting.needs),
             "lr": self.weighting_lr,
             "betas": self.recorder.final,
-            "logs": {name: int(count) for name, count in self.losses.logs.items()},
+            "logs": {name: int(count) for name, count in logs.items()},
         }
         checkpoint.save_weighting(self.weighting, self.recipe.weighting or "fixed", facts, self.out)
         checkpoint.save_energies(self.losses, self.out)
         self.recorder.finish()
         totals = {"steps": self.steps, **self.feed.totals(self.counts), "replaced": list(self.replaced)}
         write_json(self.out / "training.json", totals | record)
+
+
+def _without_graph(losses: ChannelLosses) -> ChannelLosses:
+    return ChannelLosses({c: v.detach() for c, v in losses.by_channel.items()}, losses.mask)
 
 
 def _joined(parts: Sequence[ChannelLosses]) -> dict[str, Tensor]:

@@ -59,6 +59,8 @@ class Energy(nn.Module):
         stateful: whether :meth:`on_optimiser_step` changes what later calls return.
         needs: what it reads beside logits and sample numbers: "labels", or names of TokenBatch's taps.
         rate: factor on the student's learning rate for the energy's own parameters.
+        sums: names of buffers that add up over the tokens of a step; over several processes, :meth:`on_optimiser_step` sees
+            their sums over all of them. No other buffer may change in a call.
         logs: counts (0-d tensors) of the latest call, such as values that had to be floored; the distiller sums them.
     """
 
@@ -69,6 +71,7 @@ class Energy(nn.Module):
     stateful: bool = False
     needs: frozenset[str] = frozenset()
     rate: float = 1.0
+    sums: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,6 +33,7 @@ class Energy(_base.Energy):
     """
 
     stateful = True
+    sums = ("loss_sum", "loss_count")
     t: Tensor
     momentum: Tensor
     before: Tensor
