@@ -171,7 +171,7 @@ class Leader:
             except OSError as error:
                 raise Lost(rank) from error
 
-    def end(self, code: int) -> None:
+    def farewell(self, code: int) -> None:
         """Tell the others that the command is over, with its exit code, and close the channel."""
         self.assemble(FAREWELL_SECONDS)
         for connection in self.peers.values():
@@ -180,6 +180,30 @@ class Leader:
             except OSError:  # it is gone already, which is what the order asks for
                 continue
         self._listener.close()
+
+
+_leader: Leader | None = None
+
+
+def leader() -> Leader | None:
+    """Return this command's channel to the other processes of its launch; None without a launcher."""
+    return _leader
+
+
+def membership() -> Membership | None:
+    """Return this command's place in its launch; None without a launcher."""
+    return None if _leader is None else _leader.membership
+
+
+@contextmanager
+def led(membership: Membership) -> Iterator[Leader]:
+    """Open the channel for the time of the block; :func:`leader` finds it."""
+    global _leader
+    _leader = Leader(membership)
+    try:
+        yield _leader
+    finally:
+        _leader = None
 
 
 def connect(membership: Membership) -> Connection:

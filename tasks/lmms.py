@@ -8,12 +8,13 @@ variants differ by up to 0.03 in normalised pixels.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import numpy as np
@@ -127,6 +128,16 @@ def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
     return model, processor
 
 
+class Share(Protocol):
+    """One of several processes that compute the batches of one evaluation."""
+
+    def mine(self, number: int) -> bool:
+        """Say whether this process computes batch ``number``."""
+
+    def join(self, found: dict[int, Any]) -> dict[int, Any]:
+        """Return the results of all processes by number of prompt, on every process, from those of this one."""
+
+
 class CheckpointModel(engine.lmms):  # type: ignore[misc]
     """A checkpoint folder behind lmms-eval's "simple" model interface."""
 
@@ -139,6 +150,7 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         device: str = "cpu",
         dtype: torch.dtype | str = torch.float32,
         progress: Progress | None = None,
+        share: Share | None = None,
     ) -> None:
         """Load a checkpoint.
 
@@ -149,6 +161,7 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
             device: where to run.
             dtype: of the weights; float32 for reproducible scores on CPU.
             progress: called with (prompts done, prompts in all) after every batch.
+            share: what of the batches this process computes; None for all.
 
         Raises:
             UserError: naming what is missing or damaged.
@@ -160,6 +173,7 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         self.model.to(device).eval()
         self.batch_size = batch_size
         self.progress = progress
+        self.share = share
         tokenizer = self.processor.tokenizer
         stop = self.model.generation_config.eos_token_id
         stop = tokenizer.eos_token_id if stop is None else stop
@@ -182,17 +196,18 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
             _, _, doc_to_visual, doc_id, task, split = requests[n].args
             return list(doc_to_visual(self.task_dict[task][split][doc_id]))
 
-        results: list[engine.GenerationResult | None] = [None] * len(requests)
+        results: dict[int, engine.GenerationResult] = {}
         done = 0
+        numbers = itertools.count()
         for setting in dict.fromkeys(options):
             chosen = [n for n, option in enumerate(options) if option == setting]
-            for batch, inputs in self._batches(texts, shown, chosen):
-                for n, result in zip(batch, self._generate(inputs, *setting), strict=True):
-                    results[n] = result
+            for batch, inputs in self._batches(texts, shown, chosen, numbers):
+                if inputs is not None:
+                    results.update(zip(batch, self._generate(inputs, *setting), strict=True))
                 done += len(batch)
                 if self.progress is not None:
                     self.progress(done, len(requests))
-        return [result for result in results if result is not None]
+        return self._joined(results)
 
     def generate_until_multi_round(self, requests: list[engine.Instance]) -> list[str]:
         """Refuse: no protocol here has several rounds."""
@@ -214,9 +229,9 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def _batches(
-        self, texts: Sequence[str], pictures: _Shown, chosen: Sequence[int]
-    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Yield the indices of prompts that need no padding together, and their model inputs.
+        self, texts: Sequence[str], pictures: _Shown, chosen: Sequence[int], numbers: Iterator[int]
+    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor] | None]]:
+        """Yield the indices of prompts that need no padding together, and their model inputs; None for another process's.
 
         Images are asked for twice, once for their sizes: those of a full benchmark do not fit in memory.
         """
@@ -231,11 +246,19 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
+                if self.share is not None and not self.share.mine(next(numbers)):
+                    yield batch, None
+                    continue
                 shown = [pictures(n) for n in batch]
                 images = {"images": shown} if shown[0] else {}  # a list per prompt: some processors count images by it
                 text = [rendered[n] for n in batch]
                 made = self.processor(text=text, **images, return_tensors="pt", add_special_tokens=special)
                 yield batch, {key: value.to(self.model.device) for key, value in made.items()}
+
+    def _joined(self, found: dict[int, Any]) -> list[Any]:
+        """Return the results of all processes in the prompts' order."""
+        whole = found if self.share is None else self.share.join(found)
+        return [whole[n] for n in sorted(whole)]
 
     @torch.inference_mode()
     def _generate(self, inputs: dict[str, torch.Tensor], limit: int, until: Sequence[str]) -> list[engine.GenerationResult]:
@@ -315,17 +338,19 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
             image = images[n]
             return [] if image is None else [image]
 
-        results: list[Floats32 | None] = [None] * len(prompts)
+        results: dict[int, Floats32] = {}
+        numbers = itertools.count()
         for length in dict.fromkeys(len(target) for target in targets):
             chosen = [n for n, target in enumerate(targets) if len(target) == length]
-            for batch, inputs in self._batches(prompts, shown, chosen):
+            for batch, inputs in self._batches(prompts, shown, chosen, numbers):
+                if inputs is None:
+                    continue
                 # the last target is only ever predicted, so it is not fed
                 fed = torch.tensor([targets[n][:-1] for n in batch], device=self.model.device)
                 logits = self.model(**_extended(inputs, fed), use_cache=False).logits[:, -length:]
                 values = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
-                for n, value in zip(batch, values, strict=True):
-                    results[n] = value
-        return [result for result in results if result is not None]
+                results.update(zip(batch, values, strict=True))
+        return self._joined(results)
 
 
 def _extended(inputs: dict[str, torch.Tensor], fed: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,10 @@ from harness.stages.student import use_torch
 
 if TYPE_CHECKING:
     from harness.workers import Context
+    from students.distributed import Ranks
+    from tasks.catalogue import Protocol
     from tasks.lmms import CheckpointModel
+    from tasks.questions import QuestionSet
 
 #: Raise when the same checkpoint would get other replies, scores or diagnostics.
 STAGE_VERSION = 2
@@ -70,6 +75,7 @@ def explained(context: Context) -> Iterator[None]:
 
 def _run(context: Context) -> None:
     import tasks
+    from students.distributed import ranks
     from tasks.evaluate import diagnose, evaluate
 
     use_torch(context)
@@ -78,7 +84,12 @@ def _run(context: Context) -> None:
     questions = data.load_questions(context, protocol, config["limit"])
     incomplete = bool(config.get("incomplete"))
     out = {Path(target).name.removeprefix(protocol.name): context.out(target) for target in context.stage.targets}
+    mine = ranks()
     model = _model(context)
+    model.share = Share(mine) if mine.world > 1 else None
+    if not mine.first:
+        _share(model, protocol, questions, done=out[_REPLIES].is_file(), diagnosed=_DIAGNOSTICS in out)
+        return
     if out[_REPLIES].is_file():
         replies = read_jsonl(out[_REPLIES])
     else:
@@ -95,6 +106,39 @@ def _run(context: Context) -> None:
     diagnosis.rows.to_parquet(out[_DIAGNOSTICS], index=False)
     if config["name"] == "teacher":
         _write_gold(context.out(gold(protocol.name)), ids, diagnosis.logprobs)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's part of an evaluation: every n-th batch. See :class:`tasks.lmms.Share`."""
+
+    ranks: Ranks
+
+    def mine(self, number: int) -> bool:
+        """Say whether this process computes batch ``number``."""
+        return number % self.ranks.world == self.ranks.rank
+
+    def join(self, found: dict[int, Any]) -> dict[int, Any]:
+        """Return the results of all processes by number of prompt, on every process."""
+        return {number: value for part in self.ranks.gather(found) for number, value in part.items()}
+
+
+def _share(model: CheckpointModel, protocol: Protocol, questions: QuestionSet, done: bool, diagnosed: bool) -> None:
+    """Compute this process's batches; the first process writes and scores what all of them found.
+
+    Args:
+        model: with this process's share.
+        protocol, questions: what is asked.
+        done: an earlier attempt left the replies.
+        diagnosed: the stage also computes what the model predicts at the gold answers.
+    """
+    from tasks.evaluate import diagnose, evaluate
+
+    if not done:
+        with tempfile.TemporaryDirectory() as folder:
+            evaluate("", protocol, questions, model=model, replies_path=Path(folder) / "replies.jsonl")
+    if diagnosed:
+        diagnose(model, protocol, questions)
 
 
 def unknown_words(tokenizer: Any, prompts: Sequence[str]) -> dict[str, int]:
