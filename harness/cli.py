@@ -18,6 +18,15 @@ DONE, GATE_FAILED, BAD_INPUT, INCONCLUSIVE, FAILED, INTERRUPTED = 0, 1, 2, 3, 4,
 #: click's UsageError: Typer carries a copy of click, or uses the installed one, depending on its version.
 _USAGE: type[BaseException] = typer.BadParameter.__mro__[1]
 
+
+class Said(Exception):
+    """The command is over with the exit code ``code``, and another process of it has said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit code {code}")
+        self.code = code
+
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -56,6 +65,8 @@ def main(app: Any, module: str) -> NoReturn:
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         say_error(f"{message.rstrip('.')}. Try: python -m {module} --help")
         sys.exit(BAD_INPUT)
+    except Said as end:
+        sys.exit(end.code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except SystemExit:  # Typer and rich end a broken pipe with 1, which here means that the gate failed

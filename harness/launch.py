@@ -79,7 +79,8 @@ def start(name: str, module: str, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the command says what happened
+    for logger in [each for each in logging.root.manager.loggerDict if each.startswith("torch.distributed.elastic")]:
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # the command says what happened
     parser = launch.launch_command_parser()
     try:
         launch.launch_command(parser.parse_args(["--config_file", str(path), "-m", module, *arguments]))
@@ -136,14 +137,3 @@ def leading(membership: ranks.Membership) -> Iterator[None]:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)  # it is ending
             leader.farewell(code)
-
-
-def without(option: str, arguments: Sequence[str]) -> list[str]:
-    """Return a command's arguments without an option and its value."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if not skip and argument != option and not argument.startswith(f"{option}="):
-            kept.append(argument)
-        skip = argument == option and not skip
-    return kept

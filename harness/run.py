@@ -84,10 +84,10 @@ def run(
     launch: Launch = None,
 ) -> None:
     """Parse the command line and do what it says."""
-    if launch is not None:
-        from harness.launch import start, without
+    if launch is not None and ranks.membership() is None:  # else this is one of the processes that it started
+        from harness.launch import start
 
-        raise typer.Exit(start(launch, MODULE, without("--launch", sys.argv[1:])))
+        raise cli.Said(start(launch, MODULE, sys.argv[1:]))
     from harness.config import load_preset, load_recipe, retrained
     from harness.executors import check_name as check_executor
 
