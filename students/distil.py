@@ -18,6 +18,7 @@ from students.inputs import Inputs, StreamInputs
 from students.options import DistilOptions
 from students.recipe import Recipe, Variant
 from students.shortage import Load, explained
+from students.tracking import Trackers
 from students.training import Device, Training
 
 __all__ = ["DistilOptions", "Inputs", "StreamInputs", "distil"]
@@ -35,6 +36,7 @@ def distil(
     progress: Callable[[int, int], None],
     device: Device = "cpu",
     variant: Variant | None = None,
+    trackers: Trackers | None = None,
 ) -> None:
     """Train one student and write its checkpoint and records (DESIGN section 5) into ``out``.
 
@@ -58,6 +60,7 @@ def distil(
         progress: called with finished and total steps.
         device: "cpu" or "cuda".
         variant: options of the weighting (its ``d`` included) and of the energies.
+        trackers: where else the records go.
 
     Raises:
         UserError: for input that does not fit together, and for too little memory, naming the batch and what to change.
@@ -74,7 +77,7 @@ def distil(
         together = ranks()
         with explained(load, settings), reached():
             with together.together():
-                made = Training(recipe, options, inputs, seed, out, device, variant or Variant())
+                made = Training(recipe, options, inputs, seed, out, device, variant or Variant(), trackers)
             with closing(made) as training:
                 training.join()
                 if together.rank:  # dropout draws for other rows; rank 0 draws as one process does
@@ -93,6 +96,8 @@ def _train(training: Training, cost: Cost, load: Load, progress: Callable[[int, 
     """Take all steps, or those after the newest resume point, and save the student."""
     options, steps, feed = training.options, training.steps, training.feed
     done = resume.start(training, cost)
+    with training.ranks.together():
+        training.log.open(done)
     training.load = load
     if done < steps:
         feed.ahead(training.micro(feed.members(done + 1)))

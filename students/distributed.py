@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,11 +188,9 @@ def lost(error: BaseException) -> bool:
 
 def leave() -> None:
     """Leave the process group, where one was joined: a process should before it ends."""
-    if _number("WORLD_SIZE", 1) > 1:
-        import torch.distributed as dist
-
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    dist = sys.modules.get("torch.distributed")  # nobody who did not import it has joined
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from students.feed import Members
     from students.learning import Learning
     from students.losses import Losses
+    from students.models._base import Adapter
     from students.optimise import Optimiser
     from students.options import DistilOptions
 
@@ -75,11 +76,13 @@ class _Times(torch.autograd.Function):
 
 
 class Pass(nn.Module):
-    """A model, and whatever is computed with it in one forward pass, so that engines see every use of its parameters."""
+    """A student's model, and whatever is computed with it in one forward pass, so that engines see every use of its parameters."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         super().__init__()
-        self.model = model
+        self.model = adapter.model
+        # accelerate shards these one by one, where it shards
+        self._no_split_modules = sorted({type(block).__name__ for block in adapter.language.layers})
 
     def forward(self, work: Callable[..., T], *given: Any) -> T:
         """Return ``work(*given)``, which runs the model."""
@@ -147,18 +150,18 @@ class Parallel:
 
     # ---- the model ---------------------------------------------------------------------------------------------------------
 
-    def prepare(self, model: nn.Module, optimiser: Optimiser) -> None:
+    def prepare(self, adapter: Adapter, optimiser: Optimiser) -> None:
         """Put the model and its optimiser in the engine's hands."""
         if self.kind == "alone":
             return
         if self.kind == "replicas":
-            self.model = self.accelerator.prepare(Pass(model))
+            self.model = self.accelerator.prepare(Pass(adapter))
             return
         if self.kind == "deepspeed":
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             # micro-batches are cut here and counted here, so that the engine must not scale by any number of them
             config |= {"gradient_clipping": self.clip_at, "gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
-        made, stepped = self.accelerator.prepare(Pass(model), optimiser.parts[0])
+        made, stepped = self.accelerator.prepare(Pass(adapter), optimiser.parts[0])
         self.model = made
         if self.kind == "deepspeed":
             self.engine = made
@@ -345,7 +348,11 @@ def _kind(accelerator: Accelerator) -> Kind:
     if kind == "FSDP":
         if not accelerator.is_fsdp2:
             raise UserError("accelerate is configured for fsdp_version 1; allowed: 2")
+        if accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+            raise UserError("fsdp_cpu_ram_efficient_loading is true, and every process reads the base itself; allowed: false")
         return "fsdp2"
     if kind == "DEEPSPEED":
+        if accelerator.state.deepspeed_plugin.zero3_init_flag:
+            raise UserError("zero3_init_flag is true, and every process reads the base itself; allowed: false")
         return "deepspeed"
     raise UserError(f"accelerate is configured for {kind!r}; allowed: MULTI_CPU, MULTI_GPU (DDP), FSDP (version 2), DEEPSPEED")

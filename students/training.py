@@ -26,6 +26,7 @@ from students.options import DistilOptions
 from students.parallel import Parallel, handlers
 from students.recipe import Recipe, Variant
 from students.shortage import Load
+from students.tracking import Log, Trackers
 
 if TYPE_CHECKING:
     from students.data.pack import Batch
@@ -65,6 +66,7 @@ class Training:
         out: Path,
         device: Device,
         variant: Variant,
+        trackers: Trackers | None = None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -73,7 +75,11 @@ class Training:
         AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and keeps the first device and precision
         self.ranks = ranks()
         engine = handlers(self.ranks)
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=options.precision, kwargs_handlers=engine)
+        tracked = {} if trackers is None else trackers.arguments
+        self.accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision=options.precision, kwargs_handlers=engine, **tracked
+        )
+        self.log = Log(trackers if self.ranks.first else None, self.accelerator, out / "dynamics.jsonl")
         self.parallel = Parallel(self.ranks, self.accelerator, options)
         where = self.accelerator.device
         self.adapter = models.load(given.base, str(where))
@@ -120,7 +126,7 @@ class Training:
 
     def join(self) -> None:
         """Put the student in the engine's hands, where there are several ranks; they do so together, before the first step."""
-        self.parallel.prepare(self.adapter.model, self.optimiser)
+        self.parallel.prepare(self.adapter, self.optimiser)
 
     def _optimisers(self) -> None:
         """Make the student's optimiser, the energies' AdamW under the same schedule, and the weighting's at a constant rate."""
@@ -139,8 +145,9 @@ class Training:
         self.weighting_optimiser = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.0) if learned else None
 
     def close(self) -> None:
-        """Let go of what reads ahead."""
+        """Let go of what reads ahead, and of trackers."""
         self.feed.close()
+        self.log.close()
 
     def micro(self, members: Members) -> list[Members]:
         """Cut a step's rows into micro-batches, of which this rank takes its share."""
@@ -321,6 +328,7 @@ class Training:
         try:
             with self.ranks.together():
                 self.recorder.flush()
+                self.log.flush()
         except FloatingPointError:
             gathering.evidence(self.ranks, self.recorder, own)
             raise
