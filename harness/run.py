@@ -55,6 +55,9 @@ Skip = Annotated[int, typer.Option("--skip-unreadable", min=0, help="Leave out t
 ExecutorName = Annotated[
     str, typer.Option("--executor", help="local: as many stages at once as this machine allows; ray: on a Ray cluster.")
 ]
+Track = Annotated[
+    str | None, typer.Option(help="Show trainings in tensorboard, wandb or trackio, below OUT/tracking; a comma list.")
+]
 Launch = Annotated[
     str | None,
     typer.Option(metavar="CONFIG", help="Work on each student with several processes: a configuration of accelerate's."),
@@ -82,6 +85,7 @@ def run(
     skip_unreadable: Skip = 0,
     executor: ExecutorName = "local",
     launch: Launch = None,
+    track: Track = None,
 ) -> None:
     """Parse the command line and do what it says."""
     if launch is not None and ranks.membership() is None:  # else this is one of the processes that it started
@@ -90,9 +94,11 @@ def run(
         raise cli.Said(start(launch, MODULE, sys.argv[1:]))
     from harness.config import load_preset, load_recipe, retrained
     from harness.executors import check_name as check_executor
+    from students.tracking import check as check_trackers
 
     if no_network:
         offline()
+        os.environ["WANDB_MODE"] = "offline"
     preset = load_preset(preset_name)
     if list_all:
         from harness.listing import show_all
@@ -107,6 +113,7 @@ def run(
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}; allowed: 1 or more whole clusters")
     check_executor(executor)
+    trackers = check_trackers(track) if track is not None else ()
     _check_device(device)
     root = (out or Path("runs") / preset.name).expanduser().resolve()
     if export is not None:
@@ -131,7 +138,7 @@ def run(
     online = data_root is None and not no_network and selection.on_the_hub(preset, protocols)
     wanted = cells(chosen, seed_list, protocols, models.names)
     where = None if data_root is None else data_root.expanduser().resolve()
-    session = Session(root, preset, models, limit, wanted, cli.console, where, online, skip_unreadable, executor)
+    session = Session(root, preset, models, limit, wanted, cli.console, where, online, skip_unreadable, executor, trackers)
     if dry_run:
         session.show(_resolved(device))
         return

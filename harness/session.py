@@ -41,6 +41,7 @@ class Session:
         online: whether they may be fetched from the hub.
         skip_unreadable: how many images of a corpus may be unreadable.
         executor: where stages run, one of :data:`harness.executors.NAMES`.
+        track: the trackers that trainings report to.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Session:
         online: bool = False,
         skip_unreadable: int = 0,
         executor: str = "local",
+        track: tuple[str, ...] = (),
     ) -> None:
         self.root = root
         self.preset = preset
         self.console = console
         self._models, self._limit, self._wanted, self._data_root = models, limit, wanted, data_root
         self._online, self._skip_unreadable, self._executor = online, skip_unreadable, executor
+        self._track = track
 
     def _plan(self, absent: Absent = NOTHING_ABSENT) -> tuple[Blueprint, list[plan.Stage], set[str]]:
         wanted = widened(self.root, *self._given(), self._wanted, self._data_root, absent)
@@ -125,8 +128,9 @@ class Session:
 
             self._say(f"{len(stages) - len(done)} of {len(stages)} stages to do in {self.root}")
             settings = Settings(
-                self.root, device, self.preset.threads, self._online, self._skip_unreadable, ranks.membership()
-            )
+                self.root, device, self.preset.threads, self._online, self._skip_unreadable, ranks.membership(),
+                self._track,
+            )  # fmt: skip
             executor = executors.make(self._executor, settings, self.preset.workers)
 
             def work(blueprint: Blueprint, stages: Sequence[plan.Stage], done: set[str]) -> list[Failure]:

@@ -34,6 +34,7 @@ class Settings:
         online: data sets may be fetched from the hub.
         skip_unreadable: how many images of a corpus may be unreadable; their rows are left out, counted and named.
         ranks: this process's place among those of a launch; None without a launcher.
+        track: the trackers that trainings report to, of :data:`students.tracking.NAMES`.
     """
 
     root: Path
@@ -42,6 +43,7 @@ class Settings:
     online: bool = False
     skip_unreadable: int = 0
     ranks: Membership | None = None
+    track: tuple[str, ...] = ()
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from harness.stages import data
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from harness.workers import Context
     from students.inputs import Inputs, StreamInputs
     from students.options import DistilOptions
+    from students.tracking import Trackers
 
 #: Raise when the same configuration would give another signal or other weights.
 STAGE_VERSION = 2
@@ -68,7 +70,20 @@ def distil(context: Context) -> None:
         context.progress,
         device=context.settings.device,
         variant=variant,
+        trackers=_trackers(context),
     )
+
+
+def _trackers(context: Context) -> Trackers | None:
+    """Return where the training's numbers go beside its records, for ``--track``."""
+    from students.tracking import Trackers
+
+    if not context.settings.track:
+        return None
+    config, place = context.config, PurePosixPath(context.stage.targets[0])
+    run = str(place.relative_to("students") if place.parts[0] == "students" else place)
+    facts = {name: config[name] for name in ("recipe", "seed", "training")}
+    return Trackers(context.settings.track, context.root / "tracking" / run, context.root.name, run, facts)
 
 
 def _packed(context: Context, options: DistilOptions) -> Inputs:
