@@ -76,7 +76,7 @@ class _Times(torch.autograd.Function):
 
 
 class Pass(nn.Module):
-    """A student's model, and whatever is computed with it in one forward pass, so that engines see every use of its parameters."""
+    """A student's model, and what is computed with it in one forward pass, so that an engine sees every use of it."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
@@ -167,6 +167,7 @@ class Parallel:
             self.engine = made
             optimiser.hand_over(stepped)
         else:
+            self._use_all()
             optimiser.refresh()
 
     def fits(self, needs: Collection[str], taps: Collection[str]) -> None:
@@ -191,6 +192,12 @@ class Parallel:
     def reading(self) -> AbstractContextManager[None]:
         """The same round the reading of rows, where the forward pass is not inside :meth:`together`."""
         return self.ranks.together() if self.sharded else nullcontext()
+
+    def _use_all(self) -> None:
+        """Let ranks with images and ranks without reduce the same gradients."""
+        if not hasattr(self.model, "set_reduce_scatter_unused_params"):
+            raise UserError(f"sharded training over rows with and without images needs torch 2.13; this is {torch.__version__}")
+        self.model.set_reduce_scatter_unused_params(True)
 
     def run(self, work: Callable[..., T], *given: Any) -> T:
         """Return ``work(*given)``, which runs the model, through the engine."""
@@ -264,10 +271,20 @@ class Parallel:
         for target, part in zip(found, flat.split([t.numel() for t in found]), strict=True):
             target.copy_(part.view_as(target))
 
-    def complete(self, losses: Losses) -> None:
-        """Sum the gradients of the energies' parameters over ranks; the engine does the student's."""
+    def complete(self, losses: Losses, adapter: Adapter, shown: bool) -> None:
+        """Sum the gradients of the energies' parameters over ranks; the engine did the student's.
+
+        Args:
+            losses: the energies are theirs.
+            adapter: the student.
+            shown: whether this rank's rows of the step have an image. Where no rank's have, nothing of tower and projector was
+                used, and no optimiser may move it; DDP knows, FSDP has zeros.
+        """
         if self.kind == "alone":
             return
+        if self.kind == "fsdp2" and not self.ranks.any([shown])[0]:
+            for parameter in (*adapter.projector.parameters(), *adapter.tower.parameters()):
+                parameter.grad = None
         learned = list(losses.parameters())
         there = self.ranks.any([p.grad is not None for p in learned])
         grads = []

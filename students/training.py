@@ -184,7 +184,8 @@ class Training:
             parts.append(self._detached(number, part, len(micro)))
             losses.append(_without_graph(found))
             outs.append(out)
-        self.parallel.complete(self.losses)
+        shown = any(part.part.counts["images"] for part in parts)
+        self.parallel.complete(self.losses, self.adapter, shown)
         norm = self.parallel.clip(self.optimiser, self.options.clip)
         if gradients is not None:
             self.parallel.add(gradients.sums.values())

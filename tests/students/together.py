@@ -59,7 +59,7 @@ def _child(rank, world, port, work, given, answers):
 
 def start(work, *given, world=2):
     """Start ``work(ranks, *given)`` on several processes; return them and the queue of (rank, result, traceback)."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # what is imported need not be imported again
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
