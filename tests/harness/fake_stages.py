@@ -1,5 +1,6 @@
 """Stage functions for the tests of the store and the executor; workers import them by name."""
 
+import json
 import os
 import signal
 import time
@@ -73,3 +74,24 @@ def chatter(context):
     os.write(1, b"noise on stdout\n")
     os.write(2, b"noise on stderr\n")
     write(context)
+
+
+def once(context):
+    """Break the first time, in the way that the configuration says; do as configured the second time."""
+    marker = context.root.parent / f"{context.stage.id}.broke"
+    if not marker.exists():
+        marker.touch()
+        if context.config["how"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("once")
+    write(context)
+
+
+def infinite(context):
+    """Fail as a training does whose loss is not finite."""
+    raise FloatingPointError("the loss is not finite at step 3")
+
+
+def visible(context):
+    """Write which GPUs this process may see."""
+    context.out(context.stage.targets[0]).write_text(json.dumps(os.environ.get("CUDA_VISIBLE_DEVICES")))

@@ -100,8 +100,8 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
     assert not _alive(pid)
 
 
-def _wait_for(path):
-    deadline = time.monotonic() + 15
+def _wait_for(path, seconds=15):
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if path.exists() and path.read_text():
             return int(path.read_text())
