@@ -1,0 +1,58 @@
+"""Whole runs: the same on both executors, and a student that fails alone, in summary, report and manifest."""
+
+import pandas as pd
+import pytest
+from test_cli import call
+
+from harness import store
+from harness.base import read_json
+
+
+def _digests(root):
+    """The stages' digests, but for the report's, which reads how many seconds each step took."""
+    return {entry.stage: entry.digest for entry in store.entries(root) if entry.stage != "report"}
+
+
+@pytest.mark.slow
+def test_ray_and_local_give_the_same_digests_and_scores(tmp_path, tiny):
+    common = ("--preset", tiny, "--students", "ce,ce+fkl@instance", "--tasks", "pope,textvqa")
+    for executor in ("local", "ray"):
+        done = call(*common, "--executor", executor, "--out", executor, cwd=tmp_path, RAY_ADDRESS="")
+        assert done.returncode == 0, done.stderr
+        assert "report: " in done.stdout
+        assert "raylet" not in done.stdout + done.stderr
+    assert _digests(tmp_path / "local") == _digests(tmp_path / "ray")
+    assert "student/ce+fkl@instance/seed0" in _digests(tmp_path / "ray")
+    for frame in ("scores", "diagnostics"):
+        one, other = (pd.read_parquet(tmp_path / name / f"{frame}.parquet") for name in ("local", "ray"))
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+    again = call(*common, "--out", "ray", cwd=tmp_path)
+    assert "nothing to do" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_student_that_fails_thrice_fails_alone(tmp_path, tiny):
+    common = ("--preset", tiny, "--tasks", "pope", "--out", "run")
+    first = call(*common, "--students", "ce", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    root = tmp_path / "run"
+    obstacle = root / "students" / "ce+fkl@fixed"
+    obstacle.write_text("a file where the student's folder should be")
+    both = (*common, "--students", "ce,ce+fkl@fixed,ce+fkl@instance")
+    done = call(*both, cwd=tmp_path)
+    assert done.returncode == 4
+    assert "attempt 3" in done.stdout
+    assert "FAILED: student ce+fkl@fixed seed0: FileExistsError" in done.stdout
+    assert "1 stage that reads from it left out" in done.stdout
+    assert done.stderr.count("error: stage student/ce+fkl@fixed/seed0 failed") == 1
+    assert "to try again: python -m harness.run" in done.stderr
+    assert (root / "students" / "ce+fkl@instance" / "seed0" / "student").is_dir()
+    assert set(pd.read_parquet(root / "scores.parquet")["student"]) == {"teacher", "base", "ce", "ce+fkl@instance"}
+    assert "FAILED, and missing here: student ce+fkl@fixed seed0: FileExistsError" in (root / "report" / "report.md").read_text()
+    assert len(read_json(root / "manifest.json")["failed"]) == 1
+    obstacle.unlink()
+    again = call(*both, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert read_json(root / "manifest.json")["failed"] == []
+    assert "FAILED" not in (root / "report" / "report.md").read_text()
+    assert "ce+fkl@fixed" in set(pd.read_parquet(root / "scores.parquet")["student"])
