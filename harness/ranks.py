@@ -64,13 +64,14 @@ class Membership:
         """
         import torch.distributed
 
+        library: Any = torch.distributed  # it does not declare its stores
         served = self.variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         address, port = self.variables["MASTER_ADDR"], int(self.variables["MASTER_PORT"])
-        store = torch.distributed.TCPStore(
+        store = library.TCPStore(
             address, port, None, host and not served, timedelta(seconds=ASSEMBLE_SECONDS), wait_for_workers=False
         )
         attempt = self.variables.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return torch.distributed.PrefixStore(f"harness/{attempt}", store)
+        return library.PrefixStore(f"harness/{attempt}", store)
 
 
 def find(environment: MutableMapping[str, str]) -> Membership | None:

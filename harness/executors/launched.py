@@ -20,6 +20,8 @@ from harness.ranks import Leader, Lost, Order
 from harness.resources import machine
 from harness.workers import Message, Settings
 
+#: How long the worker may take to tidy up before it is killed.
+_PATIENCE_SECONDS = 1.0
 #: How long to wait for news at a time.
 _LISTEN_SECONDS = 1.0
 #: After an error on one process, how long the others have to report theirs: one of them may be the cause.
@@ -92,6 +94,10 @@ class Launched:
     def stop(self) -> None:
         """End this process's worker; the others end with the command."""
         if self._worker is not None:
+            process = self._worker.process
+            process.terminate()
+            process.join(_PATIENCE_SECONDS)
+            process.kill()  # in the middle of a stage it waits for the others, and hears nothing else
             local.end([self._worker])
             self._worker = None
 
