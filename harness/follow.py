@@ -22,6 +22,8 @@ from harness.workers import Context, Message, Settings
 FAILED = 4
 #: How long an interrupted stage may take to unwind before the process ends without.
 _PATIENCE_SECONDS = 5.0
+#: How long a process that its launcher told to end waits for the first one's word.
+_TERM_SECONDS = 20.0
 
 
 def follow(membership: Membership) -> NoReturn:
@@ -43,8 +45,8 @@ class _Channel:
         self._membership, self._connection = membership, connection
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._terminal = os.dup(2)  # standard error itself goes to the log
-        self._code = FAILED
-        signal.signal(signal.SIGTERM, self._end)
+        self._code, self._over = FAILED, False
+        signal.signal(signal.SIGTERM, self._told)
         threading.Thread(target=self._read, name="read-orders", daemon=True).start()
 
     def next(self) -> Order:
@@ -73,13 +75,20 @@ class _Channel:
 
     def _leave(self, code: int) -> NoReturn:
         """End this process: by an exception in the stage, which frees what it holds, or else at once."""
-        self._code = code
+        self._code, self._over = code, True
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_PATIENCE_SECONDS)
         os._exit(code)
 
-    def _end(self, *_: object) -> NoReturn:
-        raise SystemExit(self._code)
+    def _told(self, *_: object) -> None:
+        """Handle SIGTERM: the first process's order, or a launcher's, of which the first process says why."""
+        if self._over:
+            raise SystemExit(self._code)
+        signal.signal(signal.SIGALRM, self._alone)
+        signal.setitimer(signal.ITIMER_REAL, _TERM_SECONDS)
+
+    def _alone(self, *_: object) -> NoReturn:
+        raise SystemExit(FAILED)
 
 
 def _work(settings: Settings, channel: _Channel) -> NoReturn:

@@ -75,6 +75,7 @@ def start(name: str, module: str, arguments: Sequence[str]) -> int:
         UserError: for a configuration that cannot be used.
     """
     path = configuration(name)
+    import torch.distributed.run  # noqa: F401 - so that its loggers are there
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
