@@ -8,12 +8,13 @@ variants differ by up to 0.03 in normalised pixels.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import numpy as np
@@ -27,12 +28,23 @@ from tasks import engine
 from tasks.prompting import prompts
 from tasks.questions import Pixels
 
-__all__ = ["CheckpointModel", "prompts"]
+__all__ = ["CheckpointModel", "Share", "prompts"]
 
 Floats32 = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 _Picture = Image.Image | Pixels
 _Shown = Callable[[int], list[_Picture]]
+_Inputs = dict[str, torch.Tensor]
+
+
+class Share(Protocol):
+    """How several processes that hold the same model divide its batches; whole batches move, so arithmetic is that of one."""
+
+    def mine(self, number: int) -> bool:
+        """Whether this process computes batch ``number``, counted from 0 in every call of the model."""
+
+    def join(self, found: dict[int, Any]) -> dict[int, Any]:
+        """Return the results by prompt number of all processes, on every process; every process calls it as often."""
 
 
 def verify(folder: str | Path) -> Path:
@@ -139,6 +151,7 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         device: str = "cpu",
         dtype: torch.dtype | str = torch.float32,
         progress: Progress | None = None,
+        share: Share | None = None,
     ) -> None:
         """Load a checkpoint.
 
@@ -149,6 +162,11 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
             device: where to run.
             dtype: of the weights; float32 for reproducible scores on CPU.
             progress: called with (prompts done, prompts in all) after every batch.
+            share: which batches this process computes; all of them without one.
+
+        Attributes:
+            recall: applied to the processor's outputs on the host before they move to the device; it may put stored features
+                of the images in place of their pixels.
 
         Raises:
             UserError: naming what is missing or damaged.
@@ -160,6 +178,8 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         self.model.to(device).eval()
         self.batch_size = batch_size
         self.progress = progress
+        self.share = share
+        self.recall: Callable[[_Inputs], _Inputs] | None = None
         tokenizer = self.processor.tokenizer
         stop = self.model.generation_config.eos_token_id
         stop = tokenizer.eos_token_id if stop is None else stop
@@ -182,17 +202,15 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
             _, _, doc_to_visual, doc_id, task, split = requests[n].args
             return list(doc_to_visual(self.task_dict[task][split][doc_id]))
 
-        results: list[engine.GenerationResult | None] = [None] * len(requests)
-        done = 0
+        found: dict[int, engine.GenerationResult] = {}
+        numbers = itertools.count()
         for setting in dict.fromkeys(options):
             chosen = [n for n, option in enumerate(options) if option == setting]
-            for batch, inputs in self._batches(texts, shown, chosen):
-                for n, result in zip(batch, self._generate(inputs, *setting), strict=True):
-                    results[n] = result
-                done += len(batch)
+            for batch, inputs in self._batches(texts, shown, chosen, numbers):
+                found.update(zip(batch, self._generate(inputs, *setting), strict=True))
                 if self.progress is not None:
-                    self.progress(done, len(requests))
-        return [result for result in results if result is not None]
+                    self.progress(len(found), len(requests))
+        return self._joined(found, len(requests))
 
     def generate_until_multi_round(self, requests: list[engine.Instance]) -> list[str]:
         """Refuse: no protocol here has several rounds."""
@@ -213,12 +231,19 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         turns = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
-    def _batches(
-        self, texts: Sequence[str], pictures: _Shown, chosen: Sequence[int]
-    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Yield the indices of prompts that need no padding together, and their model inputs.
+    def _joined(self, found: dict[int, Any], count: int) -> list[Any]:
+        """Return the results of all processes in the prompts' order."""
+        if self.share is not None:
+            found = self.share.join(found)
+        return [found[n] for n in range(count)]
 
-        Images are asked for twice, once for their sizes: those of a full benchmark do not fit in memory.
+    def _batches(
+        self, texts: Sequence[str], pictures: _Shown, chosen: Sequence[int], numbers: Iterator[int] | None = None
+    ) -> Iterator[tuple[list[int], _Inputs]]:
+        """Yield the indices of prompts that need no padding together, and their model inputs; only this process's batches.
+
+        ``numbers`` counts the batches of one call, over all of its ``chosen``. Images are asked for twice, once for their
+        sizes: those of a full benchmark do not fit in memory.
         """
         sizes = {n: tuple(p.shape if isinstance(p, np.ndarray) else p.size for p in pictures(n)) for n in chosen}
         rendered = {n: self._render(texts[n], len(sizes[n])) for n in chosen}
@@ -226,16 +251,20 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         special = bos is None or not next(iter(rendered.values()), "").startswith(bos)  # the template may bring its own
         ids = self.processor.tokenizer(list(rendered.values()), add_special_tokens=special)["input_ids"]
         groups: dict[tuple[Any, ...], list[int]] = {}
+        numbers = itertools.count() if numbers is None else numbers
         for n, tokens in zip(rendered, ids, strict=True):
             groups.setdefault((len(tokens), sizes[n]), []).append(n)
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
+                if self.share is not None and not self.share.mine(next(numbers)):
+                    continue
                 shown = [pictures(n) for n in batch]
                 images = {"images": shown} if shown[0] else {}  # a list per prompt: some processors count images by it
                 text = [rendered[n] for n in batch]
                 made = self.processor(text=text, **images, return_tensors="pt", add_special_tokens=special)
-                yield batch, {key: value.to(self.model.device) for key, value in made.items()}
+                inputs = dict(made.items()) if self.recall is None else self.recall(dict(made.items()))
+                yield batch, {key: value.to(self.model.device) for key, value in inputs.items()}
 
     @torch.inference_mode()
     def _generate(self, inputs: dict[str, torch.Tensor], limit: int, until: Sequence[str]) -> list[engine.GenerationResult]:
@@ -315,17 +344,17 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
             image = images[n]
             return [] if image is None else [image]
 
-        results: list[Floats32 | None] = [None] * len(prompts)
+        found: dict[int, Floats32] = {}
+        numbers = itertools.count()
         for length in dict.fromkeys(len(target) for target in targets):
             chosen = [n for n, target in enumerate(targets) if len(target) == length]
-            for batch, inputs in self._batches(prompts, shown, chosen):
+            for batch, inputs in self._batches(prompts, shown, chosen, numbers):
                 # the last target is only ever predicted, so it is not fed
                 fed = torch.tensor([targets[n][:-1] for n in batch], device=self.model.device)
                 logits = self.model(**_extended(inputs, fed), use_cache=False).logits[:, -length:]
                 values = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
-                for n, value in zip(batch, values, strict=True):
-                    results[n] = value
-        return [result for result in results if result is not None]
+                found.update(zip(batch, values, strict=True))
+        return self._joined(found, len(prompts))
 
 
 def _extended(inputs: dict[str, torch.Tensor], fed: torch.Tensor) -> dict[str, torch.Tensor]:

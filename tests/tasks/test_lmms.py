@@ -248,3 +248,64 @@ class _Recorder:
     def __call__(self, text, images, **_):
         assert len(text) == len(images)
         return {}
+
+
+class _Half:
+    """One of two processes: every second batch is its own; what the other found comes from a shared book."""
+
+    def __init__(self, rank, book):
+        self.rank, self.book, self.seen = rank, book, []
+
+    def mine(self, number):
+        self.seen.append(number)
+        return number % 2 == self.rank
+
+    def join(self, found):
+        self.book.update(found)
+        return self.book
+
+
+def test_processes_divide_whole_batches_and_find_what_one_finds(checkpoint, model, asked, tmp_path):
+    protocol = tasks.protocol("scienceqa@miniature")
+    whole = evaluate(checkpoint, protocol, asked, model=model, replies_path=tmp_path / "a.jsonl")
+    texts = tasks.prompts(protocol, asked)
+    images = [None if q.image is None else asked.images[q.image] for q in asked.questions]
+    answers = ["yes", "two dog", "no", "red red red", "a", "b"]
+    logs = model.gold_logprobs(texts, images, answers)
+    book, logbook, parts = {}, {}, [CheckpointModel(checkpoint, batch_size=4) for _ in range(2)]
+    for rank, part in enumerate(parts):
+        part.share = _Half(rank, logbook)
+        if rank == 0:
+            with pytest.raises(KeyError):  # the other's batches are really left to it
+                part.gold_logprobs(texts, images, answers)
+        else:
+            found = part.gold_logprobs(texts, images, answers)
+        assert part.share.seen == list(range(len(part.share.seen)))
+    assert all(np.array_equal(a, b) for a, b in zip(found, logs, strict=True))
+    for rank, part in enumerate(parts):
+        part.share = _Half(rank, book)
+        if rank == 1:
+            assert 0 < len(book) < len(texts)
+            assert evaluate(checkpoint, protocol, asked, model=part, replies_path=tmp_path / "b.jsonl") == whole
+        else:
+            with pytest.raises(KeyError):
+                evaluate(checkpoint, protocol, asked, model=part, replies_path=tmp_path / "b.jsonl")
+
+
+def test_recall_sees_the_processors_outputs_before_the_model_does(checkpoint, asked):
+    model = CheckpointModel(checkpoint, batch_size=4)
+    own, other = (asked.images[asked.questions[n].image] for n in (0, 1))
+    before = model.gold_logprobs(["Is it red"], [own], ["yes"])[0]
+    instead = torch.tensor(model.processor.image_processor(other)["pixel_values"][0])
+    seen = []
+
+    def exchanged(inputs):
+        seen.append(sorted(inputs))
+        return {**inputs, "pixel_values": instead[None]}
+
+    model.recall = exchanged
+    after = model.gold_logprobs(["Is it red"], [own], ["yes"])[0]
+    model.recall = None
+    assert seen == [["attention_mask", "input_ids", "pixel_values"]]
+    np.testing.assert_array_equal(after, model.gold_logprobs(["Is it red"], [other], ["yes"])[0])
+    assert np.abs(before - after).max() > 1e-3
