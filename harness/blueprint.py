@@ -235,7 +235,7 @@ class Blueprint:
 
     def _report_facts(self) -> Mapping[str, Any]:
         """Return what the report says that is in none of the files it reads: captions, selection, settings."""
-        preset = self.preset.model_dump(mode="json", exclude={"seconds", "workers"})
+        preset = self.preset.model_dump(mode="json", exclude={"seconds", "workers", "cache_gb"})
         if self.preset.requires == Requires():
             del preset["requires"]
         captions = {name: [tasks.protocol(name).title, tasks.protocol(name).description] for name in self.protocols}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from typing import Protocol
 
-from harness import plan, workers
+from harness import caching, plan, workers
 from harness.base import UserError
 
 
@@ -15,6 +15,14 @@ class StageError(Exception):
 
     def __init__(self, stage: str, text: str, trace: str = "") -> None:
         super().__init__(f"stage {stage} failed: {text}")
+        self.trace = trace
+
+
+class DiskFull(StageError):
+    """A stage, or the run itself, found no space left on the disk; the message says what to do."""
+
+    def __init__(self, text: str, trace: str = "") -> None:
+        Exception.__init__(self, text)
         self.trace = trace
 
 
@@ -41,6 +49,7 @@ class Execution:
         count: how many workers to start at most.
         watcher: is told of progress.
         completed: called in this process after each stage, before the next jobs are given out.
+        bound: bytes that caches may hold; None for no bound.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class Execution:
         count: int,
         watcher: Watcher,
         completed: Callable[[plan.Stage], None],
+        bound: int | None = None,
     ) -> None:
         self._stages = stages
         self._by_id = {s.id: s for s in stages}
@@ -59,6 +69,7 @@ class Execution:
         self._count = count
         self._watcher = watcher
         self._completed = completed
+        self._keeper = caching.Keeper(settings.root, stages, bound)
         self._given: set[str] = set()
         self._workers: list[workers.Worker] = []
         self._idle: list[workers.Worker] = []
@@ -67,8 +78,8 @@ class Execution:
         """Do everything that is not done yet.
 
         Raises:
-            UserError: when a stage refuses its input.
-            StageError: when a stage, or a worker, fails.
+            UserError: when a stage refuses its input, or needs more of caches at once than they may hold.
+            StageError: when a stage, or a worker, fails; a :class:`DiskFull` when there is no space left on the disk.
         """
         try:
             while len(self._done) < len(self._stages):
@@ -92,8 +103,21 @@ class Execution:
                     todo.append(stage)
             if not todo:
                 continue
+            self._make_room(todo)
             self._given.update(digests)
             self._take_worker().send(todo, digests)
+
+    def _make_room(self, job: list[plan.Stage]) -> None:
+        """Delete the caches that are in the way of ``job``; what still reads one waits until it is made again."""
+        for cache in self._keeper.to_delete(job, self._done, self._busy()) or ():
+            caching.delete(cache)
+            if cache.stage in self._keeper.needed(self._done):
+                self._done.discard(cache.stage)
+                self._given.discard(cache.stage)
+        self._keeper.use(job)
+
+    def _busy(self) -> set[str]:
+        return self._given - self._done
 
     def _take_worker(self) -> workers.Worker:
         if not self._idle:
@@ -107,16 +131,22 @@ class Execution:
         if not self._idle and len(self._workers) >= self._count:
             return None
         seen: set[str] = set()
+        late = None
         for stage in self._stages:
             if stage.id in self._done or stage.id in self._given or stage.job in seen:
                 continue
             seen.add(stage.job)
             job = [s for s in self._stages if s.job == stage.job and s.id not in self._done]
             if all(u.id in self._done for s in job for u in plan.upstream(s, self._stages)):
-                return job
-        if len(self._given - self._done) == 0 and seen:
+                price = self._keeper.price(job, self._done, self._busy())
+                if price == 0:
+                    return job
+                late = job if late is None and price is not None else late
+        if self._busy():
+            return None
+        if late is None and seen:
             raise RuntimeError(f"no stage can start; waiting: {', '.join(sorted(seen))}")
-        return None
+        return late
 
     def _listen(self) -> None:
         """Wait for news from the workers and act on it."""
@@ -146,10 +176,14 @@ class Execution:
             self._finish(stage, message.seconds)
         elif message.kind == "refused":
             raise UserError(f"{message.text} (stage {stage.id})")
+        elif message.kind == "full":
+            raise DiskFull(message.text, message.trace)
         else:
             raise StageError(stage.id, message.text, message.trace)
 
     def _finish(self, stage: plan.Stage, seconds: float | None) -> None:
         self._done.add(stage.id)
+        self._keeper.made(stage)
+        self._keeper.check(self._done)
         self._completed(stage)
         self._watcher.finish(stage, seconds)

@@ -33,6 +33,10 @@ class Stage:
         job: stages of one job run one after another in one worker, which keeps what they share in memory.
         resumes: whether it can go on from the partial output of an earlier attempt.
         cost: estimated seconds, for progress only.
+        cache: its outputs may be deleted when space is short, and are made again when something needs them; what reads them
+            stays complete meanwhile, because the ledger keeps their digests. Damaged ones are made again too.
+        plans: of a cache, ``module:function``, called as ``function(root, stage)`` in the parent before anything is written;
+            returns a :class:`harness.caching.Planned`. It must import no torch, and know the bytes once what it reads is there.
     """
 
     id: str
@@ -47,6 +51,8 @@ class Stage:
     job: str = ""
     resumes: bool = False
     cost: float = 1.0
+    cache: bool = False
+    plans: str = ""
 
     @property
     def label(self) -> str:
@@ -96,21 +102,58 @@ def is_current(root: Path, stage: Stage, wanted: str) -> bool:
     """Say whether ``stage`` is complete with the digest ``wanted``.
 
     Raises:
-        UserError: when it is, but one of its files was changed since.
+        UserError: when it is, but one of its files was changed since; a cache is then made again.
     """
     entry = store.read_entry(root, stage.id)
-    return entry is not None and entry.digest == wanted and store.is_complete(root, entry)
+    if entry is None or entry.digest != wanted:
+        return False
+    return store.inspect(root, entry)[0] if stage.cache else store.is_complete(root, entry)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run folder holds of a plan.
+
+    Attributes:
+        done: ids of the stages with nothing to do: complete, or a deleted cache that nothing left to do reads.
+        deleted: ids of the caches whose digest is right and whose files are gone or damaged, needed or not.
+        damaged: one line for each cache that has to be made again because a file of it is cut off or changed.
+    """
+
+    done: set[str]
+    deleted: set[str]
+    damaged: tuple[str, ...] = ()
+
+
+def look(root: Path, stages: Sequence[Stage]) -> Survey:
+    """Compare a run folder with a plan; writes nothing. ``stages`` are in an order in which each comes after what it reads.
+
+    Raises:
+        UserError: when a file of a complete stage that is no cache was changed since.
+    """
+    known: set[str] = set()  # their outputs' digests are known, so that what reads them can be looked at
+    deleted: dict[str, str | None] = {}
+    for stage in stages:
+        if not all(s.id in known for s in upstream(stage, stages)):
+            continue
+        entry = store.read_entry(root, stage.id)
+        if entry is None or entry.digest != stage_digest(root, stage, stages):
+            continue
+        if stage.cache:
+            whole, why = store.inspect(root, entry)
+            if not whole:
+                deleted[stage.id] = why
+            known.add(stage.id)
+        elif store.is_complete(root, entry):
+            known.add(stage.id)
+    todo = {stage.id for stage in stages} - known
+    for stage in reversed(stages):
+        if stage.id in deleted and any(stage in upstream(s, stages) for s in stages if s.id in todo):
+            todo.add(stage.id)
+    lines = tuple(f"{why}; the cache is made again" for name, why in deleted.items() if why is not None and name in todo)
+    return Survey({stage.id for stage in stages} - todo, set(deleted), lines)
 
 
 def survey(root: Path, stages: Sequence[Stage]) -> set[str]:
-    """Return the ids of the stages that are complete. ``stages`` are in an order in which each comes after what it reads.
-
-    Raises:
-        UserError: when a file of a complete stage was changed since.
-    """
-    done: set[str] = set()
-    for stage in stages:
-        ready = all(s.id in done for s in upstream(stage, stages))
-        if ready and is_current(root, stage, stage_digest(root, stage, stages)):
-            done.add(stage.id)
-    return done
+    """Return the ids of the stages with nothing to do; see :func:`look`."""
+    return look(root, stages).done

@@ -51,6 +51,10 @@ DataRoot = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Reach no network, not even for models and data that are named.")]
 Live = Annotated[bool, typer.Option("--live-teacher", help="Run the teacher beside each student; cache no signal.")]
 Skip = Annotated[int, typer.Option("--skip-unreadable", min=0, help="Leave out the rows of up to N unreadable images.")]
+CacheGb = Annotated[
+    float | None,
+    typer.Option("--cache-gb", metavar="GB", help="Most that caches (signal, vision, tokens) hold. Default: the preset's."),
+]
 Retrain = Annotated[bool, typer.Option("--retrain-teacher", help="Make tower, teacher and base on this machine first.")]
 
 
@@ -72,6 +76,7 @@ def run(
     no_network: Offline = False,
     live_teacher: Live = False,
     skip_unreadable: Skip = 0,
+    cache_gb: CacheGb = None,
 ) -> None:
     """Parse the command line and do what it says."""
     from harness.config import load_preset, load_recipe, retrained
@@ -109,6 +114,8 @@ def run(
         raise UserError(f"preset {preset.name!r} evaluates given models: name one with --model NAME=PATH_OR_ID")
     if live_teacher:
         preset = selection.live(preset)
+    if cache_gb is not None:
+        preset = selection.bounded(preset, cache_gb)
     if skip_unreadable and not preset.stages:
         raise UserError(f"--skip-unreadable {skip_unreadable}: preset {preset.name!r} reads no corpus of images")
     models = selection.with_earlier(root, models, cli.console)
@@ -125,6 +132,7 @@ def run(
     overrides = _overrides(
         students=students, tasks=tasks, seeds=seeds, limit=limit, device=device, retrain=retrain_teacher, model=model,
         data_root=None if where is None else str(where), live_teacher=live_teacher, skip_unreadable=skip_unreadable,
+        cache_gb=cache_gb,
     )  # fmt: skip
     session.run(_resolved(device), overrides, cli.command_line(MODULE, sys.argv[1:]))
 
@@ -141,6 +149,7 @@ _DEFAULTS: dict[str, object] = {
     "data_root": None,
     "live_teacher": False,
     "skip_unreadable": 0,
+    "cache_gb": None,
 }
 
 

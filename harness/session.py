@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import left_out, manifest, missing, needs, outlook, plan, progress, store
+from harness import caching, disk, left_out, manifest, missing, needs, outlook, plan, progress, store
 from harness.base import read_json
 from harness.blueprint import Blueprint, Cell, widened
 from harness.config import Models, Preset
-from harness.execute import Execution
+from harness.execute import DiskFull, Execution
 from harness.listing import show_plan
 from harness.sources import NOTHING_ABSENT, Absent
 from harness.workers import Settings
@@ -57,11 +57,16 @@ class Session:
         self._models, self._limit, self._wanted, self._data_root = models, limit, wanted, data_root
         self._online, self._skip_unreadable = online, skip_unreadable
 
+        self._bound = caching.bound_of(preset.cache_gb)
+
     def _plan(self, absent: Absent = NOTHING_ABSENT) -> tuple[Blueprint, list[plan.Stage], set[str]]:
         wanted = widened(self.root, *self._given(), self._wanted, self._data_root, absent)
         blueprint = Blueprint(*self._given(), wanted, self._data_root, absent)
         stages = blueprint.stages()
-        return blueprint, stages, plan.survey(self.root, stages)
+        found = plan.look(self.root, stages)
+        for line in found.damaged:
+            self._say(line)
+        return blueprint, stages, found.done
 
     def _given(self) -> tuple[Preset, Models, int | None]:
         return self.preset, self._models, self._limit
@@ -73,6 +78,9 @@ class Session:
         if self.preset.stages or lost:
             outlook.show(self.console, blueprint, self.root, lost, device)
         timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
+        for line in caching.lines(self.root, stages, done, self._bound):
+            self._say(line)
+        caching.Keeper(self.root, stages, self._bound).check(done)
         show_plan(self.console, stages, done, self.preset.workers, timed)
         self._say_left_out(blueprint)
 
@@ -106,10 +114,20 @@ class Session:
         Raises:
             UserError: when the folder is in use or not ours, a complete file was changed, a corpus lacks more images than are
                 allowed, or a stage refuses its input.
-            StageError: when a stage fails.
+            StageError: when a stage fails; a :class:`harness.execute.DiskFull` when there is no space left on the disk.
         """
+        try:
+            self._run(device, overrides, command)
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            raise DiskFull(disk.line(self.root, "the run")) from error
+
+    def _run(self, device: Literal["cpu", "cuda"], overrides: Mapping[str, object], command: str) -> None:
         with store.locked(self.root, self.preset.name):
             blueprint, stages, done = self._plan()
+            caching.Keeper(self.root, stages, self._bound).check(done)
+            needs.check_disk(self.preset, needs.free_disk(self.root), caching.to_write(self.root, stages, done, self._bound))
             complete = [name for name in blueprint.training.corpora if f"corpus/{name}" in done]
             left_out.refuse(self.root, complete, self._skip_unreadable)
             if len(done) == len(stages):
@@ -125,7 +143,7 @@ class Session:
             self._say(f"{len(stages) - len(done)} of {len(stages)} stages to do in {self.root}")
             settings = Settings(self.root, device, self.preset.threads, self._online, self._skip_unreadable)
             with progress.display(self.console, stages, done, self.preset.workers) as watcher:
-                Execution(stages, done, settings, self.preset.workers, watcher, record).run()
+                Execution(stages, done, settings, self.preset.workers, watcher, record, self._bound).run()
             self._conclude(blueprint)
 
     def _say(self, text: str) -> None:

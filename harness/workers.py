@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from harness import plan, store
+from harness import disk, plan, store
 from harness.base import OFFLINE, UserError, end_with_parent, offline
 
 _PROGRESS_SECONDS = 0.2
@@ -99,7 +99,8 @@ class Message:
     """What a worker tells the parent.
 
     Attributes:
-        kind: ``begin``, ``progress``, ``done``, ``failed`` (a bug), ``refused`` (bad input) or ``idle`` (ready for a job).
+        kind: ``begin``, ``progress``, ``done``, ``failed`` (a bug), ``refused`` (bad input), ``full`` (no space left on the
+            disk) or ``idle`` (ready for a job).
         stage: id of the stage concerned.
         done: units of work done, of ``total``.
         text: the error's one line.
@@ -211,11 +212,17 @@ def _attempt(stage: plan.Stage, digest: str, settings: Settings, memory: dict[st
         store.begin(settings.root, stage.id, digest, stage.targets, stage.resumes)
         function(Context(stage, settings, memory, _reporter(stage.id, pipe)))
         seconds = time.monotonic() - started
-        store.commit(settings.root, stage.id, digest, stage.version, stage.targets, seconds)
+        store.commit(settings.root, stage.id, digest, stage.version, stage.targets, seconds, stage.cache)
     except UserError as error:
         pipe.send(Message("refused", stage.id, text=str(error), trace=traceback.format_exc()))
         return False
     except Exception as error:  # noqa: BLE001 - it crosses to the parent, which stops the run with it
+        if disk.is_full(error):
+            text = disk.line(settings.root, f"stage {stage.id}")
+            if not stage.resumes:  # nobody can use it, and others need the room
+                store.clear(settings.root, stage.targets)
+            pipe.send(Message("full", stage.id, text=text, trace=traceback.format_exc()))
+            return False
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         pipe.send(Message("failed", stage.id, text=line, trace=traceback.format_exc()))
         return False

@@ -1,0 +1,33 @@
+"""A full disk: told from other failures, and said in one line with what to do."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: How libraries say it that raise errors of their own instead of OSError (safetensors, torch, Arrow).
+_WORDS = ("no space left on device", "disk quota exceeded", "os error 28", "errno 28")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Say whether an error, or what it was raised from, is a disk without room."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(words in str(error).lower() for words in _WORDS):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def line(root: Path, what: str) -> str:
+    """Return the one line for ``what`` (a stage, or the run itself) that met a full disk; ``root`` is the run folder."""
+    free = shutil.disk_usage(root).free
+    return (
+        f"no space left on the disk of {root} for {what} ({free / 1e6:,.0f} MB free now). Make room there, or bound the caches"
+        " with --cache-gb, then run the same command again: what is complete is kept"
+    )
