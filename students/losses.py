@@ -88,18 +88,79 @@ class Losses(nn.Module):
                 values[channel] = sample_mean(label_nll(logits, labels), sample, count)
                 continue
             if shared is None:
-                if teacher is None:
-                    raise ValueError(f"channel {channel!r} was asked for without a teacher")
-                shared = TokenBatch(logits[:, : self.vocabulary], teacher[:, : self.vocabulary], labels, sample, taps)
-            energy = self.energy(channel)
-            found = energy(shared)
-            values[channel] = sample_mean(found, sample, count) if energy.level == "token" else found
-            present = energy.present(shared)
+                shared = self._shared(channel, logits, labels, sample, teacher, taps)
+            found = self._found(channel, shared)
+            values[channel] = sample_mean(found, sample, count) if self.energy(channel).level == "token" else found
+            present = self.energy(channel).present(shared)
             if present is not None:
                 mask[channel] = present
-            if self.training:
-                self._count(channel, energy.logs)
         return ChannelLosses(values, mask)
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether some of the tokens may be compared without the others: no energy of samples reads logits."""
+        built = [self.energy(channel) for channel in self.energies]
+        return not any(energy.level == "sample" and energy.reads_logits for energy in built)
+
+    def of_tokens(
+        self, logits: Tensor, labels: Tensor, sample: Tensor, teacher: Tensor | None, taps: Mapping[str, Tap] | None
+    ) -> dict[str, Tensor]:
+        """Return {channel: [n]} of the channels that have a value for each token, for n of a micro-batch's tokens.
+
+        The arguments are those of :meth:`forward`; :meth:`of_samples` takes the values of all tokens.
+        """
+        values: dict[str, Tensor] = {}
+        shared = None
+        for channel in self.channels:
+            if channel == "ce":
+                values[channel] = label_nll(logits, labels)
+            elif self.energy(channel).level == "token":
+                if shared is None:
+                    shared = self._shared(channel, logits, labels, sample, teacher, taps)
+                values[channel] = self._found(channel, shared)
+        return values
+
+    def of_samples(
+        self, tokens: Mapping[str, Tensor], labels: Tensor, sample: Tensor, count: int, taps: Mapping[str, Tap] | None
+    ) -> ChannelLosses:
+        """Return what :meth:`forward` does, from the values of :meth:`of_tokens`; energies of samples see no logits.
+
+        Args:
+            tokens: {channel: [N]}.
+            labels, sample, count, taps: as in :meth:`forward`.
+        """
+        values: dict[str, Tensor] = {}
+        mask: dict[str, Tensor] = {}
+        nothing = torch.zeros(len(labels), 0, device=labels.device)
+        shared = TokenBatch(nothing, nothing, labels, sample, taps)
+        for channel in self.channels:
+            values[channel] = sample_mean(tokens[channel], sample, count) if channel in tokens else self._found(channel, shared)
+            present = None if channel == "ce" else self.energy(channel).present(shared)
+            if present is not None:
+                mask[channel] = present
+        return ChannelLosses(values, mask)
+
+    def _shared(
+        self,
+        channel: str,
+        logits: Tensor,
+        labels: Tensor,
+        sample: Tensor,
+        teacher: Tensor | None,
+        taps: Mapping[str, Tap] | None,
+    ) -> TokenBatch:
+        """What the energies see, ``channel`` the first of them."""
+        if teacher is None:
+            raise ValueError(f"channel {channel!r} was asked for without a teacher")
+        return TokenBatch(logits[:, : self.vocabulary], teacher[:, : self.vocabulary], labels, sample, taps)
+
+    def _found(self, channel: str, shared: TokenBatch) -> Tensor:
+        """Ask an energy, and count what it logs."""
+        energy = self.energy(channel)
+        found: Tensor = energy(shared)
+        if self.training:
+            self._count(channel, energy.logs)
+        return found
 
     def energy(self, channel: str) -> Energy:
         """Return the energy of a channel other than "ce"."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +18,7 @@ from students import checkpoint, energies, inputs, models, resume, taps, weighti
 from students.dynamics import Recorder, Step
 from students.features import Features, Seen
 from students.feed import Members, Part
+from students.head import Head, shown, spoken
 from students.learning import Learning
 from students.losses import ChannelLosses, GradientNorms, Losses
 from students.optimise import Optimiser
@@ -41,7 +42,7 @@ NAMED = 20
 
 @dataclass
 class Passed:
-    """One micro-batch after its forward pass; ``batch`` is on the device."""
+    """One micro-batch after its forward pass; ``batch`` is on the device, and see :class:`students.head.Read`."""
 
     part: Part
     batch: Batch
@@ -49,6 +50,8 @@ class Passed:
     logits: Tensor
     said: Said | None
     losses: ChannelLosses
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    shown: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Training:
@@ -88,6 +91,7 @@ class Training:
             torch.manual_seed(seed)
             self.losses = Losses(recipe, variant, widths, shared).to(where)
         self.features = Features(read, self.adapter, self.voice, self.feed)
+        self.head = Head(self.adapter, self.losses, self.accelerator.autocast, self.features.names)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.weighting = weightings.build(name, recipe.channels, self.features.width or None, **variant.weighting).to(where)
@@ -157,7 +161,7 @@ class Training:
             part = self._forward(number, rows)
             self.counts.update(part.part.counts)
             self.replaced = (*self.replaced, *part.part.replaced)[:NAMED]
-            seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said)
+            seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said, part.scalars)
             out = self.weighting(part.losses.by_channel, features=self.features(seen), mask=part.losses.mask)
             if gradients is not None:
                 gradients.add(part.losses, total)
@@ -185,13 +189,12 @@ class Training:
         batch = part.batch.to(self.accelerator.device)
         with self.accelerator.autocast():
             hidden, mine = self.adapter.observe(batch, self.wanted)
-            logits = self.adapter.head(self.adapter.supervised(hidden, batch))
+            states = self.adapter.supervised(hidden, batch)
         said = None
         if self.voice is not None and self.asks(number):
             said = self.voice.hear(part, batch, mine, number > 0 and self.recorder.keeps(number), self.features.states)
-        teacher, paired = (said.logits, said.taps) if said else (None, None)
-        losses = self.losses(logits, batch.labels, batch.sample, len(batch.indices), teacher, paired)
-        return Passed(part, batch, hidden, logits, said, losses)
+        read = self.head(states, batch, said, number in (1, self.steps))
+        return Passed(part, batch, hidden, read.logits, said, read.losses, read.scalars, read.shown)
 
     @torch.no_grad()
     def _evaluate(self, members: Members) -> dict[str, Tensor]:
@@ -206,11 +209,12 @@ class Training:
     def _detached(self, number: int, passed: Passed, parts: int) -> Passed:
         """Let go of the graph, of hidden states and taps, and of logits that nobody will look at."""
         losses = ChannelLosses({c: v.detach() for c, v in passed.losses.by_channel.items()}, passed.losses.mask)
-        small = passed.logits.numel() * parts * self.options.flush_every <= EVIDENCE_LIMIT
-        keep = small or number in (1, self.steps)  # those two steps' logits become histograms
         logits, said = passed.logits.detach(), passed.said
+        small = logits.numel() * parts * self.options.flush_every <= EVIDENCE_LIMIT
+        # the first and the last step's logits become histograms; of chunks there are none to keep
+        keep = (small or number in (1, self.steps)) and len(logits) == len(passed.batch.labels)
         if said is not None:
-            teacher = said.logits if keep else said.logits[:0]
+            teacher = said.logits[:] if keep else said.logits[:0]
             said = replace(said, logits=teacher, prompt=None, vision=None, seen=None, taps=None)
         return replace(
             passed, hidden=passed.hidden[:0].detach(), logits=logits if keep else logits[:0], said=said, losses=losses
@@ -221,12 +225,10 @@ class Training:
         channels = self.recipe.channels
         sizes = torch.tensor([len(p.batch.indices) for p in parts], dtype=torch.float32)
         shares = (sizes / sizes.sum()).to(norm.device)
-        logits = torch.cat([p.logits for p in parts])
-        said = [p.said.logits for p in parts if p.said is not None]
-        kept = {"student": logits} | ({"teacher": torch.cat(said)} if said else {})
+        kept = spoken(parts)
         for when, at in (("early", 1), ("late", self.steps)):
             if number == at:
-                self.recorder.snapshot(when, number, **kept)
+                self.recorder.snapshot(when, number, **shown(parts, kept))
         evidence = {"labels": torch.cat([p.batch.labels for p in parts])}
         evidence |= {f"{owner}_logits": values for owner, values in kept.items()}
         self.recorder.add(

@@ -52,7 +52,8 @@ class Energy(nn.Module):
     TAID) are saved with them, beside the student's checkpoint and never inside it.
 
     Attributes:
-        level: "token" for values [N], "sample" for values [B].
+        level: "token" for values [N], each of its own token alone; "sample" for values [B].
+        reads_logits: whether the logits are looked at; False for an energy of taps alone.
         zero_at_match: whether equal outputs give exactly 0 (the weightings that take logs rely on it).
         symmetric: whether swapping teacher and student gives the same value.
         bounds: smallest and largest value with the options this was built with, over all vocabularies.
@@ -63,6 +64,7 @@ class Energy(nn.Module):
     """
 
     level: Literal["token", "sample"] = "token"
+    reads_logits: bool = True
     zero_at_match: bool = True
     symmetric: bool = False
     bounds: tuple[float, float] = (0.0, math.inf)
