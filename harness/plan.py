@@ -37,6 +37,7 @@ class Stage:
             stays complete meanwhile, because the ledger keeps their digests. Damaged ones are made again too.
         plans: of a cache, ``module:function``, called as ``function(root, stage)`` in the parent before anything is written;
             returns a :class:`harness.caching.Planned`. It must import no torch, and know the bytes once what it reads is there.
+        uses: outputs of caches that save it work and change no result: it waits for them, and its digest does not know them.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Stage:
     cost: float = 1.0
     cache: bool = False
     plans: str = ""
+    uses: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -68,9 +70,9 @@ def producer(path: str, stages: Iterable[Stage]) -> Stage:
     raise RuntimeError(f"no stage writes {path}")
 
 
-def upstream(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
-    """Return the stages whose outputs ``stage`` reads, each once, in plan order."""
-    needed = {producer(path, stages).id for path in stage.reads}
+def upstream(stage: Stage, stages: Sequence[Stage], uses: bool = True) -> list[Stage]:
+    """Return the stages whose outputs ``stage`` reads, and those that it only ``uses`` too, each once, in plan order."""
+    needed = {producer(path, stages).id for path in (*stage.reads, *(stage.uses if uses else ()))}
     return [s for s in stages if s.id in needed]
 
 
@@ -115,7 +117,7 @@ class Survey:
     """What a run folder holds of a plan.
 
     Attributes:
-        done: ids of the stages with nothing to do: complete, or a deleted cache that nothing left to do reads.
+        done: ids of the stages with nothing to do: complete, or a cache that is not there and that nothing left to do needs.
         deleted: ids of the caches whose digest is right and whose files are gone or damaged, needed or not.
         damaged: one line for each cache that has to be made again because a file of it is cut off or changed.
     """
@@ -134,7 +136,7 @@ def look(root: Path, stages: Sequence[Stage]) -> Survey:
     known: set[str] = set()  # their outputs' digests are known, so that what reads them can be looked at
     deleted: dict[str, str | None] = {}
     for stage in stages:
-        if not all(s.id in known for s in upstream(stage, stages)):
+        if not all(s.id in known for s in upstream(stage, stages, uses=False)):
             continue
         entry = store.read_entry(root, stage.id)
         if entry is None or entry.digest != stage_digest(root, stage, stages):
@@ -146,9 +148,10 @@ def look(root: Path, stages: Sequence[Stage]) -> Survey:
             known.add(stage.id)
         elif store.is_complete(root, entry):
             known.add(stage.id)
-    todo = {stage.id for stage in stages} - known
+    helping = {producer(path, stages).id for stage in stages for path in stage.uses} - known
+    todo = {stage.id for stage in stages} - known - helping
     for stage in reversed(stages):
-        if stage.id in deleted and any(stage in upstream(s, stages) for s in stages if s.id in todo):
+        if (stage.id in deleted or stage.id in helping) and any(stage in upstream(s, stages) for s in stages if s.id in todo):
             todo.add(stage.id)
     lines = tuple(f"{why}; the cache is made again" for name, why in deleted.items() if why is not None and name in todo)
     return Survey({stage.id for stage in stages} - todo, set(deleted), lines)
