@@ -153,7 +153,7 @@ def test_nothing_made_on_the_way_grows_with_tokens_times_vocabulary():
         case = Case("ce+fkl@fixed", 8 * V, tokens=tokens)
         with Largest() as largest:
             case.total().backward()
-        assert largest.most == max(8 * V, tokens * H, V * H)
+        assert largest.most <= max(8 * V, tokens * H)
     saved = []
     case = Case("ce+fkl", 8 * V, tokens=400)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
