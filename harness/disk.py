@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: How libraries say it that raise errors of their own instead of OSError (safetensors, torch, Arrow).
-_WORDS = ("no space left on device", "disk quota exceeded", "os error 28", "errno 28")
+#: How libraries say it that drop the system's number: safetensors and Arrow; SQLite; NumPy's save; torch's save.
+_WORDS = re.compile(
+    r"no space left on device|disk quota exceeded|database or disk is full|\d+ requested and \d+ written"
+    r"|inline_container.*unexpected pos|PytorchStreamWriter failed writing",
+    re.IGNORECASE,
+)
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -17,7 +22,7 @@ def is_full(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if any(words in str(error).lower() for words in _WORDS):
+        if _WORDS.search(str(error)):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

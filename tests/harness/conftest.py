@@ -24,12 +24,12 @@ def carry_out(tmp_path):
     """Carry out stages in ``tmp_path / "run"`` and return what was worked on."""
     root = tmp_path / "run"
 
-    def do(stages, count=1):
+    def do(stages, count=1, bound=None):
         log = Log()
         with store.locked(root, "fake"):
             write_json(root / "manifest.json", {"preset": {"name": "fake"}})
             done = plan.survey(root, stages)
-            Execution(stages, done, Settings(root, "cpu", 1), count, log, lambda _: None).run()
+            Execution(stages, done, Settings(root, "cpu", 1), count, log, lambda _: None, bound).run()
         return log
 
     do.root = root

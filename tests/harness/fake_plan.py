@@ -19,11 +19,12 @@ class Log:
         (self.unchanged if seconds is None else self.worked).append(stage.id)
 
 
-def stage(name, run="write", reads=(), targets=None, version=1, job="", resumes=False, **config):
-    """One fake stage that writes ``NAME.txt``."""
+def stage(name, run="write", reads=(), targets=None, version=1, job="", resumes=False, cache=False, **config):
+    """One fake stage that writes ``NAME.txt``; a ``cache`` plans as many bytes as its text has."""
     targets = (f"{name}.txt",) if targets is None else targets
     config.setdefault("text", name)
     return plan.Stage(
         id=name, kind="fake", run=f"fake_stages:{run}", version=version, config=config, targets=targets,
         reads=tuple(reads), job=job or name, resumes=resumes,
+        cache=cache, plans="fake_stages:plans" if cache else "",
     )  # fmt: skip
