@@ -21,8 +21,8 @@ __all__ = ["Blueprint", "Cell", "cells", "student_folder", "widened"]
 
 #: Estimated seconds per stage kind where the preset names none.
 _SECONDS = {
-    "data": 10, "corpus": 600, "questions": 10, "model": 120, "signal": 20, "student": 30, "evaluate": 4, "collect": 2,
-    "report": 15,
+    "data": 10, "corpus": 600, "questions": 10, "model": 120, "encode": 6, "signal": 20, "student": 30, "evaluate": 4,
+    "collect": 2, "report": 15,
 }  # fmt: skip
 #: Fields of a preset that came after runs had been recorded without them.
 _LATER = ("corpora", "stages", "requires", "declared")

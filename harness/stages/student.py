@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.stages import data
+from harness.stages import data, encode
 
 if TYPE_CHECKING:
     from harness.workers import Context
@@ -73,14 +73,12 @@ def distil(context: Context) -> None:
 
 def _packed(context: Context, options: DistilOptions) -> Inputs:
     """Read the training data, and the teacher's signal unless the teacher is live."""
-    from students import models, teachers
+    from students import teachers
     from students.blind import Blind
-    from students.data import pack
     from students.inputs import Inputs
 
     base, teacher = context.place("base"), context.place("teacher")
-    samples, blind = data.load_training(context.root), Blind(**context.config["blind"])
-    encoded = pack.encode(samples.samples, models.load(base).processor)
+    (samples, encoded), blind = encode.load(context.root), Blind(**context.config["blind"])
     if options.live_teacher:
         return Inputs(base, samples, encoded, None, teacher, blind)
     said = teachers.TeacherSignal.load(context.root / SIGNAL, teachers.signal_key(teacher, samples, blind))
