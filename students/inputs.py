@@ -40,6 +40,7 @@ class Inputs:
             teacher histograms too.
         teacher: checkpoint folder, for a live teacher and for energies that read more of the teacher than the signal holds.
         blind: what a live teacher says about blind samples; the signal knows what it was told. None for the mean image.
+        vision: folder of stored features of the images, for models that have that tower; None where nothing is stored.
     """
 
     base: Path
@@ -48,6 +49,7 @@ class Inputs:
     signal: TeacherSignal | None = None
     teacher: Path | None = None
     blind: Blind | None = None
+    vision: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ class StreamInputs:
         base: checkpoint folder that the students start from.
         corpus: the rows.
         teacher: checkpoint folder of the live teacher, needed by every channel but "ce".
+        vision: folder of stored features of the images, for models that have that tower; None where nothing is stored.
     """
 
     base: Path
     corpus: Corpus
     teacher: Path | None = None
+    vision: Path | None = None
 
 
 def opened(
@@ -97,20 +101,20 @@ def opened(
     dtype = torch.bfloat16 if options.teacher_dtype == "bfloat16" else torch.float32
     if isinstance(given, StreamInputs):
         if not asked:
-            return StreamFeed(given.corpus, options, seed, adapter), None
+            return StreamFeed(given.corpus, options, seed, adapter, vision=given.vision), None
         if given.teacher is None:
             raise UserError(
                 f"recipe {recipe.name!r} needs a teacher checkpoint for: {', '.join(recipe.energies) or 'its weighting'}"
             )
         teacher = taps.frozen(given.teacher, device, dtype)
-        return StreamFeed(given.corpus, options, seed, adapter, teacher), StreamVoice(teacher, device, dtype)
-    feed = PackedFeed(given.data, given.encoded, options, seed, adapter)
+        return StreamFeed(given.corpus, options, seed, adapter, teacher, given.vision), StreamVoice(teacher, device, dtype)
+    feed = PackedFeed(given.data, given.encoded, options, seed, adapter, given.vision)
     if options.live_teacher:
         if not asked:
             return feed, None
         if given.teacher is None:
             raise UserError(f"recipe {recipe.name!r} needs a teacher checkpoint, because live_teacher is on; none was given")
-        return feed, PackedVoice(given.teacher, given.data, given.blind or Blind(), device, dtype)
+        return feed, PackedVoice(given.teacher, given.data, given.blind or Blind(), device, dtype, given.vision)
     if given.signal is None:
         if recipe.energies:
             raise UserError(f"recipe {recipe.name!r} needs a teacher signal for: {', '.join(recipe.energies)}")
@@ -127,7 +131,7 @@ def _beside(
         raise UserError(
             f"recipe {recipe.name!r} reads {', '.join(sorted(wanted))} of the teacher; its checkpoint was not given"
         )
-    return taps.LiveTeacher(given.teacher, given.data, device, signal.blind_teacher, dtype)
+    return taps.LiveTeacher(given.teacher, given.data, device, signal.blind_teacher, dtype, given.vision)
 
 
 def common_vocabulary(adapter: Adapter, voice: Voice | None) -> int | None:
