@@ -16,6 +16,7 @@ from harness.real import Requires
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
 from harness.stages import collect, corpus, data, evaluate
 from harness.training_plan import TrainingPlan
+from harness.vision_plan import VisionPlan
 
 __all__ = ["Blueprint", "Cell", "cells", "student_folder", "widened"]
 
@@ -76,6 +77,7 @@ class Blueprint:
         self.training = TrainingPlan(preset, self.sources, data_root, absent)
         self._absent = absent
         self.limit = limit if limit is not None else preset.evaluation.limit
+        self.vision = VisionPlan(preset, self.sources, self.limit)
         listed = [*models.names, *(load_recipe(r).name for r in preset.recipes)]
         rank = {name: number for number, name in enumerate([*listed, *preset.protocols])}
         last = len(rank)
@@ -107,7 +109,7 @@ class Blueprint:
                 self._evaluation(cell, f"{student_folder(cell.name, cell.seed)}/student")
         self._collect()
         self._report()
-        return self._stages
+        return self.vision.added(self._stages)
 
     def _add(self, stage: Stage) -> None:
         cost = self.preset.seconds.get(stage.kind, _SECONDS[stage.kind])

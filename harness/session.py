@@ -62,7 +62,7 @@ class Session:
     def _plan(self, absent: Absent = NOTHING_ABSENT) -> tuple[Blueprint, list[plan.Stage], set[str]]:
         wanted = widened(self.root, *self._given(), self._wanted, self._data_root, absent)
         blueprint = Blueprint(*self._given(), wanted, self._data_root, absent)
-        stages = blueprint.stages()
+        stages = blueprint.vision.settled(self.root, blueprint.stages(), self._bound)
         found = plan.look(self.root, stages)
         for line in found.damaged:
             self._say(line)
@@ -78,6 +78,8 @@ class Session:
         if self.preset.stages or lost:
             outlook.show(self.console, blueprint, self.root, lost, device)
         timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
+        for decision in blueprint.vision.decisions:
+            self._say(f"vision tower on {decision.line}")
         for line in caching.lines(self.root, stages, done, self._bound):
             self._say(line)
         caching.Keeper(self.root, stages, self._bound).check(done)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from harness.base import UserError, read_jsonl, write_json
 from harness.stages import data
-from harness.stages.student import use_torch
+from harness.stages.student import seen, use_torch
 
 if TYPE_CHECKING:
     from harness.workers import Context
@@ -70,7 +70,7 @@ def explained(context: Context) -> Iterator[None]:
 
 def _run(context: Context) -> None:
     import tasks
-    from tasks.evaluate import diagnose, evaluate
+    from tasks.evaluate import ask, diagnose, evaluate
 
     use_torch(context)
     config = context.config
@@ -83,9 +83,16 @@ def _run(context: Context) -> None:
         replies = read_jsonl(out[_REPLIES])
     else:
         replies = evaluate(context.place("checkpoint"), protocol, questions, model=model, replies_path=out[_REPLIES])
-    tasks.score(protocol, replies, gold=questions, partial=incomplete).rows.to_parquet(out[_SCORES], index=False)
-    lost = unknown_words(model.processor.tokenizer, tasks.prompts(protocol, questions))
-    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"]})
+    asked = ask(model, protocol, questions)
+    scores = tasks.score(protocol, replies, gold=questions, partial=incomplete, asked=asked)
+    scores.rows.to_parquet(out[_SCORES], index=False)
+    if _DIAGNOSTICS in out:
+        _diagnose(context, model, protocol, questions, out[_DIAGNOSTICS])
+    write_json(out[WORDS], {**_unread(context, model, asked.prompts), "how": _how(context, model)})
+
+
+def _diagnose(context: Context, model: CheckpointModel, protocol: Protocol, questions: QuestionSet, out: Path) -> None:
+    """Write what the model predicts about the gold answers, and a teacher's log-probabilities for its students.
     if _DIAGNOSTICS not in out:
         return
     ids = [q.id for q in questions.questions]
@@ -128,6 +135,7 @@ def squeeze(model: CheckpointModel) -> int | None:
 def _model(context: Context) -> CheckpointModel:
     """Load the checkpoint once for all protocols of this job."""
     from students import models
+    from students.vision.recall import Memory, recall
     from tasks.lmms import CheckpointModel
 
     models.register()
@@ -144,6 +152,8 @@ def _model(context: Context) -> CheckpointModel:
             progress=lambda done, total: memory["progress"](done, total),
         )
         memory["squeezed"] = squeeze(loaded)
+        remembered = memory.setdefault("vision", Memory())
+        loaded.recall, memory["vision_why"] = recall(loaded.model, loaded.processor, seen(context), remembered)
         return loaded
 
     model: CheckpointModel = context.remember("checkpoint", context.stage.job, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.stages import data, encode
@@ -80,9 +81,14 @@ def _packed(context: Context, options: DistilOptions) -> Inputs:
     base, teacher = context.place("base"), context.place("teacher")
     (samples, encoded), blind = encode.load(context.root), Blind(**context.config["blind"])
     if options.live_teacher:
-        return Inputs(base, samples, encoded, None, teacher, blind)
+        return Inputs(base, samples, encoded, None, teacher, blind, seen(context))
     said = teachers.TeacherSignal.load(context.root / SIGNAL, teachers.signal_key(teacher, samples, blind))
-    return Inputs(base, samples, encoded, said, teacher, blind)
+    return Inputs(base, samples, encoded, said, teacher, blind, seen(context))
+
+
+def seen(context: Context) -> Path | None:
+    """Return where the images' features are stored for this stage, or None (harness/vision_plan.py)."""
+    return context.place("vision") if "vision" in context.stage.places else None
 
 
 def _streamed(context: Context, options: DistilOptions) -> StreamInputs:  # noqa: ARG001 - as _packed
@@ -92,4 +98,5 @@ def _streamed(context: Context, options: DistilOptions) -> StreamInputs:  # noqa
 
     places = context.stage.places
     corpus = IndexedCorpus(context.place("corpus"), context.place("images") if "images" in places else None)
-    return StreamInputs(context.place("base"), corpus, context.place("teacher") if "teacher" in places else None)
+    teacher = context.place("teacher") if "teacher" in places else None
+    return StreamInputs(context.place("base"), corpus, teacher, seen(context))

@@ -62,7 +62,7 @@ class Features(Mapping[str, Tensor]):
     def _array(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         path = self.folder / name
         try:
-            found: NDArray[Any] = np.load(path, mmap_mode="r")
+            found: NDArray[Any] = np.load(path, mmap_mode="r" if shape[0] else None)  # nothing cannot be mapped
         except (ValueError, OSError, EOFError) as error:
             raise UserError(f"{path} is missing or truncated ({error}). {_REMAKE}") from error
         if found.shape != shape:
@@ -120,7 +120,7 @@ def write(
 
     Args:
         adapter: the model, where it will run.
-        names: of the images, each once.
+        names: of the images, each once; none gives a store without rows.
         pixels: preprocesses images: names to [I, 3, H, W] on the CPU.
         out: folder.
         progress: called with finished and all images.
@@ -128,11 +128,12 @@ def write(
         content: let images be found by the content of their pixels too.
 
     Raises:
-        UserError: for a model whose tower cannot be computed once, or no images.
+        UserError: for a model whose tower cannot be computed once.
+        ValueError: for a name that comes twice.
         FloatingPointError: naming images of which the tower makes something that is not a number.
     """
-    if not names or len(set(names)) != len(names):
-        raise UserError(f"{len(names)} names of images, {len(set(names))} of them different; needed: one or more, each once")
+    if len(set(names)) != len(names):
+        raise ValueError(f"{len(names)} names of images, {len(set(names))} of them different")
     key = keys.key(adapter, half)
     device = next(adapter.model.parameters()).device
     out.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,11 @@ def write(
         progress(end, len(names))
     if bad:
         raise FloatingPointError(f"the tower is not finite on {len(bad)} image(s): {', '.join(bad[:5])}")
-    rows.flush()
+    if rows is None:
+        rows = np.zeros((0, 0, 0), np.float32)
+        np.save(out / FEATURES, rows)
+    else:
+        rows.flush()
     if content:
         np.save(out / CONTENT, prints)
     write_json(out / NAMES, list(names))
