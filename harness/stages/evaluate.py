@@ -18,7 +18,9 @@ from harness.stages.student import seen, use_torch
 
 if TYPE_CHECKING:
     from harness.workers import Context
+    from tasks.catalogue import Protocol
     from tasks.lmms import CheckpointModel
+    from tasks.questions import QuestionSet
 
 #: Raise when the same checkpoint would get other replies, scores or diagnostics.
 STAGE_VERSION = 2
@@ -70,7 +72,7 @@ def explained(context: Context) -> Iterator[None]:
 
 def _run(context: Context) -> None:
     import tasks
-    from tasks.evaluate import ask, diagnose, evaluate
+    from tasks.evaluate import ask, evaluate
 
     use_torch(context)
     config = context.config
@@ -88,19 +90,28 @@ def _run(context: Context) -> None:
     scores.rows.to_parquet(out[_SCORES], index=False)
     if _DIAGNOSTICS in out:
         _diagnose(context, model, protocol, questions, out[_DIAGNOSTICS])
-    write_json(out[WORDS], {**_unread(context, model, asked.prompts), "how": _how(context, model)})
+    key = ("unknown words", protocol.name, config["limit"])
+    lost = model.desk.remember(key, lambda: unknown_words(model.processor.tokenizer, asked.prompts))
+    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"], "how": _how(model)})
+
+
+def _how(model: CheckpointModel) -> dict[str, Any]:
+    """Return what the numbers were computed with; ``replies`` is None for replies of an attempt that was stopped."""
+    facts = {"batch_size": model.batch_size, "attention": model.attention(), "device": model.model.device.type}
+    parts = {name: model.how.pop(name, None) for name in ("replies", "gold")}
+    return {**facts, "dtype": str(model.model.dtype).removeprefix("torch."), **parts}
 
 
 def _diagnose(context: Context, model: CheckpointModel, protocol: Protocol, questions: QuestionSet, out: Path) -> None:
-    """Write what the model predicts about the gold answers, and a teacher's log-probabilities for its students.
-    if _DIAGNOSTICS not in out:
-        return
-    ids = [q.id for q in questions.questions]
-    taught = config["taught"] and config["name"] != "teacher"
+    """Write what the model predicts about the gold answers, and a teacher's log-probabilities for its students."""
+    from tasks.evaluate import diagnose
+
+    name, ids = context.config["name"], [q.id for q in questions.questions]
+    taught = context.config["taught"] and name != "teacher"
     teacher = _read_gold(context.root / gold(protocol.name), ids) if taught else None
-    diagnosis = diagnose(model, protocol, questions, teacher)
-    diagnosis.rows.to_parquet(out[_DIAGNOSTICS], index=False)
-    if config["name"] == "teacher":
+    diagnosis = diagnose(model, protocol, questions, teacher, keep=name == "teacher")
+    diagnosis.rows.to_parquet(out, index=False)
+    if name == "teacher":
         _write_gold(context.out(gold(protocol.name)), ids, diagnosis.logprobs)
 
 
@@ -137,6 +148,7 @@ def _model(context: Context) -> CheckpointModel:
     from students import models
     from students.vision.recall import Memory, recall
     from tasks.lmms import CheckpointModel
+    from tasks.prepared import Desks
 
     models.register()
 
@@ -150,6 +162,7 @@ def _model(context: Context) -> CheckpointModel:
             device=context.settings.device,
             dtype=context.config.get("dtype", "float32"),
             progress=lambda done, total: memory["progress"](done, total),
+            desks=memory.setdefault("desks", Desks()),
         )
         memory["squeezed"] = squeeze(loaded)
         remembered = memory.setdefault("vision", Memory())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import toys
 
 import tasks
 from harness.base import UserError, read_jsonl
-from tasks import scoring
+from tasks import batching, scoring
 from tasks.evaluate import diagnose, evaluate
 from tasks.lmms import CheckpointModel
 
@@ -34,17 +33,27 @@ def test_replies_do_not_depend_on_the_batch_size(checkpoint, model, tmp_path):
         assert len({row["reply"] for row in batched}) > 1, "a model that always says the same cannot show a mix-up"
 
 
-def test_no_batch_is_padded(model, asked):
-    protocol = tasks.protocol("scienceqa@miniature")
-    shown = [[] if q.image is None else [asked.images[q.image]] for q in asked.questions]
+def ready(model, protocol, questions):
+    """The prompts of a protocol, made ready, with their images."""
+    shown = [[] if q.image is None else [questions.images[q.image]] for q in questions.questions]
+    return model.desk.prompts(tasks.prompts(protocol, questions), shown.__getitem__)
+
+
+def batches(asked, size):
+    return batching.equal([batching.Item(n, row.layout, row.length) for n, row in enumerate(asked.rows)], size)
+
+
+def test_no_batch_of_equal_lengths_is_padded(model, asked):
+    made = ready(model, tasks.protocol("scienceqa@miniature"), asked)
     seen = []
-    for batch, inputs in model._batches(tasks.prompts(protocol, asked), shown.__getitem__, range(len(shown))):
+    for batch in batches(made, 4):
+        inputs = model.inputs(made, batch)
         assert (inputs["attention_mask"] == 1).all()
         assert not (inputs["input_ids"] == model.processor.tokenizer.pad_token_id).any()
         assert (inputs["input_ids"][:, 0] == 1).all()
         assert (inputs["input_ids"][:, 1] != 1).all(), "the template brings its own start token"
         seen += batch
-    assert sorted(seen) == list(range(len(shown)))
+    assert sorted(seen) == list(range(len(asked.questions)))
 
 
 def test_replies_file_carries_the_contract_fields(checkpoint, model, asked, tmp_path):
@@ -98,9 +107,9 @@ def test_the_first_greedy_token_is_the_most_likely_gold_position(model, asked):
     protocol = tasks.protocol("scienceqa@miniature")
     images = [None if q.image is None else asked.images[q.image] for q in asked.questions]
     logs = model.gold_logprobs(tasks.prompts(protocol, asked), images, ["yes"] * len(images))
-    shown = [[] if image is None else [image] for image in images]
-    for batch, inputs in model._batches(tasks.prompts(protocol, asked), shown.__getitem__, range(len(images))):
-        first = model.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
+    made = ready(model, protocol, asked)
+    for batch in batches(made, 4):
+        first = model.model.generate(**model.inputs(made, batch), max_new_tokens=1, do_sample=False)[:, -1].tolist()
         assert first == [int(logs[n][0].argmax()) for n in batch]
 
 
@@ -218,36 +227,6 @@ def test_damaged_weights_do_not_pass_as_predictions(checkpoint, tmp_path, asked)
         broken.model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="predicts NaN"):
         diagnose(broken, tasks.protocol("scienceqa@miniature"), asked)
-
-
-def test_images_of_other_sizes_do_not_share_a_batch(model):
-    questions = toys.questions("gqa")
-    keys = list(questions.images)
-    images = dict(questions.images) | {keys[0]: toys.picture(9, 120, 60)}
-    protocol = tasks.protocol("gqa@miniature")
-    changed = replace(questions, images=images)
-    shown = [[images[q.image]] for q in changed.questions]
-    sizes = [{shown[n][0].shape for n in batch} for batch, _ in _grouped(model, tasks.prompts(protocol, changed), shown)]
-    assert all(len(each) == 1 for each in sizes) and len(sizes) > 1
-
-
-def _grouped(model, prompts, shown):
-    """The groups alone: the toy processor cannot expand an image of another size, real ones can."""
-    original = model.processor
-    try:
-        model.processor = _Recorder(original)
-        yield from model._batches(prompts, shown.__getitem__, range(len(shown)))
-    finally:
-        model.processor = original
-
-
-class _Recorder:
-    def __init__(self, processor):
-        self.tokenizer, self.apply_chat_template = processor.tokenizer, processor.apply_chat_template
-
-    def __call__(self, text, images, **_):
-        assert len(text) == len(images)
-        return {}
 
 
 class _Half:
