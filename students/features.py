@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from harness.base import UserError, unknown
 from students.batch import sample_mean, wide
+from students.bins import Bins
 
 if TYPE_CHECKING:
     from students.data.pack import Batch
@@ -93,6 +95,7 @@ class Features:
     def __init__(self, names: Sequence[str], adapter: Adapter, voice: Voice | None, feed: Feed) -> None:
         self.names, self.adapter, self.feed = tuple(names), adapter, feed
         self.states = bool(STATES & set(self.names))
+        self.vocabulary = voice.vocabulary_size if voice is not None else 0
         student = {"student_prompt": (adapter.hidden_size, self._student_prompt), "student_scalars": (2, self._student_scalars)}
         known: dict[str, tuple[int, Callable[[Seen], Tensor]]] = dict(student)
         if voice is not None:
@@ -136,7 +139,11 @@ class Features:
     def _teacher_scalars(self, seen: Seen) -> Tensor:
         if "teacher" in seen.scalars:
             return seen.scalars["teacher"]
-        return scalars(_said(seen).logits, seen.batch.sample, len(seen.batch.indices))
+        said = _said(seen)
+        if isinstance(said.logits, Bins):  # the whole distribution's entropy is known without it
+            top = sample_mean(said.logits.logits[:, :-1].amax(-1).exp(), seen.batch.sample, len(seen.batch.indices))
+            return torch.stack([said.entropy.to(top.device) / math.log(self.vocabulary), top], 1)
+        return scalars(said.logits, seen.batch.sample, len(seen.batch.indices))
 
     def _scalars(self, seen: Seen) -> Tensor:
         return torch.cat([self._teacher_scalars(seen), self._student_scalars(seen)], 1)

@@ -98,7 +98,7 @@ class Head:
             found.append(checkpoint(chunk, part, use_reentrant=False))
         tokens = {channel: torch.cat([values[channel] for values in found]) for channel in found[0]}
         losses = self.losses.of_samples(tokens, batch.labels, batch.sample, count, taps)
-        facts = {owner: sample_scalars(torch.cat(v), batch.sample, count) for owner, v in aside.scalars.items()}
+        facts = {owner: sample_scalars(torch.cat(v), batch.sample, count) for owner, v in aside.scalars.items() if v}
         return Read(losses, states.new_empty(0, width), facts, {owner: torch.cat(v) for owner, v in aside.shown.items() if v})
 
     def _project(self, states: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class _Aside:
     def take(self, start: int, **said: Tensor | None) -> None:
         """Keep what is needed of tokens from ``start`` on, logits [n, V] by owner."""
         for owner, logits in said.items():
-            if owner in self.scalars and logits is not None:
+            if owner in self.scalars and isinstance(logits, Tensor):  # of bins, the features know themselves
                 self.scalars[owner].append(token_scalars(logits))
             if self.stride and isinstance(logits, Tensor):
                 skipped = -start * logits.shape[1] % self.stride  # every stride-th of all tokens' logits

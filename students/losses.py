@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from harness.base import UserError
 from students import energies
 from students.batch import Tap, TokenBatch, label_nll, sample_mean
+from students.bins import Bins, binned
 from students.energies._base import Energy
 from students.recipe import Recipe, Variant
 
@@ -65,7 +67,7 @@ class Losses(nn.Module):
         labels: Tensor,
         sample: Tensor,
         count: int,
-        teacher: Tensor | None = None,
+        teacher: Tensor | Bins | None = None,
         taps: Mapping[str, Tap] | None = None,
     ) -> ChannelLosses:
         """Return the losses of a micro-batch.
@@ -77,7 +79,7 @@ class Losses(nn.Module):
             logits: the student's, [N, width of its head].
             labels, sample: [N] int64.
             count: B.
-            teacher: [N, V or more], needed by every channel but "ce".
+            teacher: logits [N, V or more], or bins of N tokens; needed by every channel but "ce".
             taps: features of both models, for the energies that need them.
         """
         values: dict[str, Tensor] = {}
@@ -103,7 +105,7 @@ class Losses(nn.Module):
         return not any(energy.level == "sample" and energy.reads_logits for energy in built)
 
     def of_tokens(
-        self, logits: Tensor, labels: Tensor, sample: Tensor, teacher: Tensor | None, taps: Mapping[str, Tap] | None
+        self, logits: Tensor, labels: Tensor, sample: Tensor, teacher: Tensor | Bins | None, taps: Mapping[str, Tap] | None
     ) -> dict[str, Tensor]:
         """Return {channel: [n]} of the channels that have a value for each token, for n of a micro-batch's tokens.
 
@@ -146,13 +148,27 @@ class Losses(nn.Module):
         logits: Tensor,
         labels: Tensor,
         sample: Tensor,
-        teacher: Tensor | None,
+        teacher: Tensor | Bins | None,
         taps: Mapping[str, Tap] | None,
     ) -> TokenBatch:
         """What the energies see, ``channel`` the first of them."""
         if teacher is None:
             raise ValueError(f"channel {channel!r} was asked for without a teacher")
-        return TokenBatch(logits[:, : self.vocabulary], teacher[:, : self.vocabulary], labels, sample, taps)
+        own = logits[:, : self.vocabulary]
+        if isinstance(teacher, Bins):
+            self._refuse_bins()
+            return TokenBatch(binned(own, teacher.ids), teacher.logits, labels, sample, taps)
+        return TokenBatch(own, teacher[:, : self.vocabulary], labels, sample, taps)
+
+    def _refuse_bins(self) -> None:
+        """Raise a UserError for energies that need more of a teacher than its likeliest tokens."""
+        whole = [channel for channel in self.energies if not self.energy(channel).bins]
+        if whole:
+            raise UserError(
+                f"{' and '.join(whole)} (as set here) cannot be taken from the teacher's likeliest tokens and one bin for the"
+                " others, and its signal has no more (form topk); give it the form exact or half (preset: signal), or run the"
+                " teacher beside the student (--live-teacher)"
+            )
 
     def _found(self, channel: str, shared: TokenBatch) -> Tensor:
         """Ask an energy, and count what it logs."""

@@ -56,9 +56,11 @@ def widths(names: Collection[str], student: Adapter, teacher: Adapter) -> dict[s
     return {name: (student.tap_width(name), teacher.tap_width(name)) for name in sorted(names)}
 
 
-def _unequal(student: int, teacher: int) -> UserError:
+def unequal(student: int | None, teacher: int) -> UserError:
+    """Build the error for models that make different numbers of tokens of an image."""
+    count = "a variable number of" if student is None else student
     return UserError(
-        f"an image takes {student} tokens for the student and {teacher} for the teacher; taps compare them one to one,"
+        f"an image takes {count} tokens for the student and {teacher} for the teacher; taps compare them one to one,"
         " so both need the same image size and patch size"
     )
 
@@ -236,7 +238,7 @@ def pair(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Ba
         mine, other = student[name], teacher[name]
         axis = 2 if name == "attention" else 1
         if mine.shape[axis] != other.shape[axis]:
-            raise _unequal(mine.shape[axis], other.shape[axis])
+            raise unequal(mine.shape[axis], other.shape[axis])
         if name == "attention":
             _same_text(batch, teacher["text_tokens"].tolist())
             owner = torch.where(batch.image >= 0, torch.arange(len(mine), device=mine.device), -1)

@@ -85,7 +85,7 @@ class Training:
         teacher = self.voice.adapter if self.voice else None
         if teacher is not None:
             self.learning.watch(teacher)
-        widths = taps.widths(self.wanted, self.adapter, teacher) if teacher else {}
+        widths = self.voice.widths(self.wanted, self.adapter) if self.voice else {}
         # generators of their own, so that no loss or weighting moves anything else's random numbers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -33,6 +33,7 @@ class Energy(_base.Energy):
     """
 
     stateful = True
+    bins = False
     t: Tensor
     momentum: Tensor
     before: Tensor
