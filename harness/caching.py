@@ -233,7 +233,7 @@ def lines(root: Path, stages: Sequence[Stage], done: Collection[str], bound: int
             continue
         if stage.id in done:
             size = there.get(stage.id)
-            found.append(f"cache {stage.label}: " + ("deleted, not needed" if size is None else f"there, {_size(size)}"))
+            found.append(f"cache {stage.label}: " + ("not there, not needed" if size is None else f"there, {_size(size)}"))
             total += size or 0
             continue
         coming = planned(root, stage)

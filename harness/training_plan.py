@@ -234,10 +234,11 @@ class TrainingPlan:
             version=student.STAGE_VERSION,
             config={**self._facts(name, seed, training), "blind": self._blind()},
             targets=(student_folder(name, seed),),
-            reads=("data", encode.TARGET, *reads),
+            reads=("data", *reads),
             given=given,
             places={"base": self.sources.place("base"), "teacher": self.sources.place("teacher")},
             resumes=training.save_every is not None,
+            uses=(encode.TARGET,),
         )
 
     def _streamed(self, label: str, folder: str, name: str, seed: int, stage: TrainingStage, start: str | None) -> Stage:

@@ -171,7 +171,7 @@ def test_what_a_plan_says_of_its_caches(carry_out, chain):
     assert caching.to_write(carry_out.root, stages, {"cachea"}, 200_000) == 200_000 - SIZE
     deleted(carry_out.root, "cachea")
     lines = caching.lines(carry_out.root, stages, plan.survey(carry_out.root, stages), 10**9)
-    assert lines[0] == "cache cachea: deleted, not needed"
+    assert lines[0] == "cache cachea: not there, not needed"
     assert lines[-1] == "caches: 0.3 MB; --cache-gb allows 1.00 GB at once"
 
 
