@@ -11,11 +11,12 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import store
+from harness import disk, store
 from harness.base import UserError, remove
 from harness.plan import Stage, upstream
 
@@ -172,6 +173,14 @@ class Keeper:
     def needed(self, done: Collection[str]) -> set[str]:
         """Return the ids of the caches that stages which are not ``done`` read."""
         return {name for stage in self._stages if stage.id not in done for name in self._reads[stage.id]}
+
+    def lacks(self, job: Iterable[Stage]) -> str | None:
+        """Say in one line what of ``job``'s caches the disk has no room for; None where it has."""
+        for stage in job:
+            size, free = self._sure(stage.id) if stage.cache else 0, shutil.disk_usage(self._root).free
+            if size > free:
+                return disk.line(self._root, f"cache {stage.id}, which takes {_size(size)}")
+        return None
 
     def use(self, stages: Iterable[Stage]) -> None:
         """Record that ``stages`` start, and so use the caches that they read."""

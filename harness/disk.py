@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+_SHORT = 16e6
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: How libraries say it that drop the system's number: safetensors and Arrow; SQLite; NumPy's save; torch's save.
 _WORDS = re.compile(
@@ -27,6 +28,11 @@ def is_full(error: BaseException | None) -> bool:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_short(root: Path) -> bool:
+    """Say whether next to nothing is free on the disk of ``root``."""
+    return shutil.disk_usage(root).free < _SHORT
 
 
 def line(root: Path, what: str) -> str:

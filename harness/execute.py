@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from typing import Protocol
 
-from harness import caching, plan, workers
+from harness import caching, disk, plan, workers
 from harness.base import UserError
 
 
@@ -114,6 +115,9 @@ class Execution:
             if cache.stage in self._keeper.needed(self._done):
                 self._done.discard(cache.stage)
                 self._given.discard(cache.stage)
+        lacking = self._keeper.lacks(job)
+        if lacking is not None:
+            raise DiskFull(lacking)
         self._keeper.use(job)
 
     def _busy(self) -> set[str]:
@@ -156,6 +160,9 @@ class Execution:
                 message: workers.Message = worker.pipe.recv()
             except (EOFError, ConnectionResetError) as error:
                 worker.process.join()
+                if worker.process.exitcode == -signal.SIGBUS and disk.is_short(self._settings.root):
+                    # a memory map that met a full disk is no error in the worker: the system kills it
+                    raise DiskFull(disk.line(self._settings.root, f"stage {worker.stage}")) from error
                 log = self._settings.root / "logs" / f"worker-{worker.number}.log"
                 text = f"its worker died (exit code {worker.process.exitcode}; out of memory?), see {log}"
                 raise StageError(worker.stage or "(start of a worker)", text) from error

@@ -76,7 +76,8 @@ class Session:
         lost = self.missing()
         blueprint, stages, done = self._plan(missing.absent(lost))
         if self.preset.stages or lost:
-            outlook.show(self.console, blueprint, self.root, lost, device)
+            coming = caching.to_write(self.root, stages, done, self._bound)
+            outlook.show(self.console, blueprint, self.root, lost, device, coming)
         timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
         for decision in blueprint.vision.decisions:
             self._say(f"vision tower on {decision.line}")
@@ -104,11 +105,14 @@ class Session:
         lost = self.missing()
         missing.refuse(lost, online)
         blueprint = Blueprint(*self._given(), self._wanted, self._data_root, missing.absent(lost))
-        disk = sum(outlook.disk(blueprint, self.root, outlook.sizes(blueprint)).values()) if self.preset.stages else 0.0
-        needs.check(self.preset, device, needs.machine(self.root), disk)
+        needs.check(self.preset, device, needs.machine(self.root), self._others(blueprint))
         if any(each.kind == "model" for each in lost):
             missing.fetch(self._models)
             missing.refuse([each for each in self.missing() if each.kind == "model"], online=False)
+
+    def _others(self, blueprint: Blueprint) -> float:
+        """Return the bytes that the run folder will still take beside caches."""
+        return sum(outlook.disk(blueprint, self.root, outlook.sizes(blueprint)).values()) if self.preset.stages else 0.0
 
     def run(self, device: Literal["cpu", "cuda"], overrides: Mapping[str, object], command: str) -> None:
         """Do what is not done yet.
@@ -129,7 +133,11 @@ class Session:
         with store.locked(self.root, self.preset.name):
             blueprint, stages, done = self._plan()
             caching.Keeper(self.root, stages, self._bound).check(done)
-            needs.check_disk(self.preset, needs.free_disk(self.root), caching.to_write(self.root, stages, done, self._bound))
+            coming = caching.to_write(self.root, stages, done, self._bound) + self._others(blueprint)
+            needs.check_disk(self.preset, needs.free_disk(self.root), coming)
+            for entry in store.entries(self.root):
+                if entry.stage in done and not entry.cache:
+                    store.renew_times(self.root, entry)
             complete = [name for name in blueprint.training.corpora if f"corpus/{name}" in done]
             left_out.refuse(self.root, complete, self._skip_unreadable)
             if len(done) == len(stages):

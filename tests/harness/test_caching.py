@@ -189,6 +189,13 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_after_room_was_made(carry_
     assert carry_out(stages).worked == ["f"]
 
 
+def test_a_cache_that_the_disk_has_no_room_for_is_not_begun(carry_out, tmp_path):
+    (tmp_path / "size").write_text(str(10**18))
+    with pytest.raises(DiskFull, match=r"for cache cachea, which takes 1000000000\.00 GB"):
+        carry_out([cache("a")])
+    assert not (tmp_path / "calls.log").exists()
+
+
 def _written(folder, how):
     """Write eight megabytes into ``folder`` the way the stages do."""
     import sqlite3
