@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import string
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +68,10 @@ TINY = Size(60, 2, 32, 4, (16, 32, 1, 2), (32, 64, 1, 2), (16, 1, 2, 8, 4))
 
 @dataclass(frozen=True)
 class Case:
-    """What both sides train on: checkpoints, samples, and batches of one row per sample (numbers of samples)."""
+    """What both sides train on: checkpoints, samples, and batches of one row per sample (numbers of samples).
+
+    ``signal_seconds`` (processor) and ``signal_bytes`` (disk) are what the teacher's one pass over the samples took.
+    """
 
     size: Size
     base: Path
@@ -75,6 +79,8 @@ class Case:
     inputs: distil.Inputs
     options: DistilOptions
     batches: list[list[list[int]]]
+    signal_seconds: float
+    signal_bytes: int
 
     def batch(self, members: list[list[int]]) -> pack.Batch:
         """One step's rows as tensors, for the plain side; its data costs no time in a step either."""
@@ -125,14 +131,18 @@ def prepared(size: Size, steps: int) -> Iterator[Case]:
         base, teacher = checkpoints(size, folder)
         found = samples(size, steps * size.rows)
         encoded = pack.encode(found.samples, models.load(base).processor)
+        started = time.process_time()
         teachers.cache(teacher, found, folder / "signal", lambda *_: None, rows=size.rows, turns=1)
+        seconds = time.process_time() - started
+        size_on_disk = sum(path.stat().st_size for path in (folder / "signal").rglob("*") if path.is_file())
         said = teachers.TeacherSignal.load(folder / "signal", teachers.signal_key(teacher, found))
         batches = [[[step * size.rows + row] for row in range(size.rows)] for step in range(steps)]
         # far more steps than are taken, so that the rate stays what it is and no histogram of a last step is in the times
         options = DistilOptions(
             steps=10**6, rows=size.rows, turns=1, lr=1e-4, optimiser="adamw", warmup=0, clip=1.0, betas_every=10**6
         )
-        yield Case(size, base, teacher, distil.Inputs(base, found, encoded, said, teacher), options, batches)
+        given = distil.Inputs(base, found, encoded, said, teacher)
+        yield Case(size, base, teacher, given, options, batches, seconds, size_on_disk)
 
 
 class Ours:

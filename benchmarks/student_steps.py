@@ -46,12 +46,13 @@ class Unread(Training):
 
 @dataclass(frozen=True)
 class Workload:
-    """What all students share: inputs, settings, and batches of packed rows (sample numbers)."""
+    """What all students share: inputs, settings, batches of packed rows (sample numbers), processor seconds of the signal."""
 
     preset: Preset
     inputs: distil.Inputs
     options: DistilOptions
     batches: list[list[list[int]]]
+    signal_seconds: float
 
     def shape(self) -> Shape:
         """Return the first batch's sizes: rows, longest row, supervised tokens a row (rounded), V, width, n_v."""
@@ -78,16 +79,18 @@ def workload(images: int, steps: int) -> Iterator[Workload]:
     found = samples.from_frame(made.rows, made.images)
     with TemporaryDirectory() as folder:
         signal = Path(folder) / "signal"
+        started = time.process_time()
         teachers.cache(teacher, found, signal, lambda *_: None, rows=training.rows, turns=training.turns)
+        seconds = time.process_time() - started
         said = teachers.TeacherSignal.load(signal, teachers.signal_key(teacher, found))
         encoded = pack.encode(found.samples, models.load(base).processor)
         batches = list(pack.schedule(pack.groups(encoded, training.turns, 0), steps + 1, training.rows, 0))
         # far more steps than are taken, so that nothing of the last step (histograms) is in the times
         options = training.model_copy(update={"steps": 1000 * (steps + 1)})
-        yield Workload(preset, distil.Inputs(base, found, encoded, said, teacher), options, batches)
+        yield Workload(preset, distil.Inputs(base, found, encoded, said, teacher), options, batches, seconds)
 
 
-class _Clocked:
+class Clocked:
     """One student, its own step numbers, and the seconds of each of its steps by processor and by clock."""
 
     def __init__(self, recipe: str, work: Workload, out: Path, kind: type[Training] = Student) -> None:
@@ -143,9 +146,9 @@ def measure(
     own: list[tuple[float, float]] = []
     shuffler = random.Random(0)
     with TemporaryDirectory() as folder, distil._deterministic():
-        baseline = _Clocked(BASELINE, work, Path(folder) / "baseline")
+        baseline = Clocked(BASELINE, work, Path(folder) / "baseline")
         clocked = {
-            key: _Clocked(recipe, work, Path(folder) / str(number), Unread if key[0] == "baseline" else Student)
+            key: Clocked(recipe, work, Path(folder) / str(number), Unread if key[0] == "baseline" else Student)
             for number, (key, recipe) in enumerate(rows.items())
         }
         for number, members in enumerate(work.batches):
