@@ -162,6 +162,13 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         made = made if self.recall is None else self.recall(made)
         return {key: value.to(self.model.device) for key, value in made.items()}
 
+    @functools.cached_property
+    def marks(self) -> frozenset[int]:
+        """Tokens that stand for images and the like in prompts; a reply may hold them, but is then never read again."""
+        named = {k: v for k, v in self.model.config.to_dict().items() if k.endswith(("_token_id", "_token_index"))}
+        usual = ("bos", "eos", "pad", "sep", "unk")
+        return frozenset(v for k, v in named.items() if isinstance(v, int) and not k.startswith(usual))
+
     def attention(self) -> str:
         """Return the attention kernels of the model's parts, as transformers names them."""
         config = self.model.config

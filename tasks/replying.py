@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,11 +26,17 @@ _ROUNDINGS = 32.0
 
 @dataclass(frozen=True)
 class Reply:
-    """Tokens, the end token included where one came; ``alone``: made by itself, because batching might have changed it."""
+    """Tokens, the end token included where one came.
+
+    Attributes:
+        alone: made by itself, because batching might have changed it.
+        final: nothing more is to come, end token or not.
+    """
 
     tokens: list[int]
-    ended: bool
-    alone: bool
+    ended: bool = False
+    alone: bool = False
+    final: bool = False
 
 
 @dataclass
@@ -58,10 +64,10 @@ def replies(
     _try_batches(model, trials, asked, plan)
     padded = batching.worth_padding(items, model.batch_size) and _try_padding(model, trials, asked, items, limit)
     batches = batching.mixed if padded else batching.equal
-    found = {n: Reply([], ended=False, alone=False) for n in chosen}
+    found = {n: Reply([]) for n in chosen}
     done = 0
     for cut in [cut for cut in CUTS if cut < limit] + [limit]:
-        left = [n for n in chosen if not found[n].ended]
+        left = [n for n in chosen if not found[n].final]
         if not left:
             break
         step = cut - done
@@ -70,14 +76,13 @@ def replies(
         for batch in batches(items, model.batch_size):
             if not model.mine(next(numbers)):
                 continue
-            made.update(_answer(model, trials, asked, batch, {n: found[n].tokens for n in batch}, step))
+            made.update(_answer(model, trials, asked, batch, {n: found[n].tokens for n in batch}, (step, limit)))
             if model.progress is not None:
-                over += sum(made[n].ended or cut == limit for n in batch)
+                over += sum(made[n].final for n in batch)
                 model.progress(over, len(chosen))
         joined = model.joined(made)
         for n in left:
-            reply = joined[n]
-            found[n] = Reply(found[n].tokens + reply.tokens, reply.ended, found[n].alone or reply.alone)
+            found[n] = replace(joined[n], alone=found[n].alone or joined[n].alone)
         done = cut
     return found, padded
 
@@ -90,17 +95,32 @@ def _decode(
 
 
 def _answer(
-    model: CheckpointModel, trials: Trials, asked: PromptSet, batch: Sequence[int], said: dict[int, list[int]], step: int
+    model: CheckpointModel,
+    trials: Trials,
+    asked: PromptSet,
+    batch: Sequence[int],
+    said: dict[int, list[int]],
+    most: tuple[int, int],
 ) -> dict[int, Reply]:
-    """Go on with the replies of a batch for at most ``step`` tokens; near ones are made again alone."""
+    """Go on with the replies of a batch; near ones are made again alone.
+
+    Args:
+        said: the replies so far, by prompt.
+        most: new tokens of this step, and tokens of a whole reply.
+    """
+    step, limit = most
     together = _decode(model, asked, batch, step, said)
     apart = 0.0 if trials.apart is None else trials.apart
     made = {}
     for k, n in enumerate(batch):
         near = len(batch) > 1 and float(together.nearest[k]) <= apart
-        one = _decode(model, asked, [n], step, said) if near else together
-        place = 0 if near else k
-        made[n] = Reply(one.tokens[place], one.ended[place], near)
+        one, place = (_decode(model, asked, [n], step, said), 0) if near else (together, k)
+        tokens = said[n] + one.tokens[place]
+        if not one.ended[place] and len(tokens) < limit and model.marks.intersection(tokens):
+            whole = _decode(model, asked, [n], limit)  # read again, such a token would stand for an image
+            made[n] = Reply(whole.tokens[0], whole.ended[0], alone=True, final=True)
+        else:
+            made[n] = Reply(tokens, one.ended[place], near, one.ended[place] or len(tokens) >= limit)
     return made
 
 
