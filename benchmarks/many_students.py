@@ -35,7 +35,7 @@ TEXT = (
     "Cost of a student over a `ce` student's, training of the miniature preset ({steps} steps of {rows} packed rows; a `ce`"
     " student's step takes {step_ms:.0f} ms, its start and end {ends:.1f} s, so {whole:.0f} s in all). Step: median and"
     " quartiles over {rounds} rounds, each over the mean of the `ce` steps before and after it. Whole: start, end and {steps}"
-    " steps. Processor time of one thread. Once for all students: the teacher's signal, {signal:.1f} s for {samples} samples here."
+    " steps. Processor time of one thread. Once for all students: the teacher's signal, {signal:.1f} s for {samples} samples."
     " Target: at most {target:.2f}."
 )
 
