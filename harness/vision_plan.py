@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tasks
 from harness import caching, store
 from harness.base import read_json
 from harness.config import Preset, Train
@@ -24,6 +25,8 @@ from students.vision import FAMILIES
 
 #: Estimated seconds of a stage where the preset names none.
 SECONDS = 15.0
+#: (n, C) of a tower that is not on this machine: CLIP's large one at 336 pixels.
+USUAL = (577, 1024)
 #: Without --cache-gb, features take no more than this share of what is free on the disk.
 SHARE_OF_FREE = 0.25
 
@@ -39,7 +42,7 @@ class Decision:
     @property
     def line(self) -> str:
         """For people."""
-        return f"{self.what}: {'computed once' if self.once else 'computed at every step'}, because {self.why}"
+        return f"{self.what}: {'once per image' if self.once else 'whenever one is shown'}, because {self.why}"
 
 
 class VisionPlan:
@@ -85,18 +88,20 @@ class VisionPlan:
         family = self._family()
         what = "images of the questions" if stage.kind == "evaluate" else f"images of {self._rows(stage)}"
         if family is not None and family not in FAMILIES:
-            return self._no(what, f"a {family} cuts images into variable numbers of tokens, or its tower is not run apart")
+            return self._left(what, f"a {family} cuts images into variable numbers of tokens, or its tower is not run apart")
         if stage.kind == "evaluate":
             return self._questions(stage, stages)
         learns = self._learns(stage)
         if learns is not None:
-            return self._no(what, f"the tower learns in {learns}")
+            return self._left(what, f"the tower learns in {learns}")
         return self._training(stage)
 
-    def _no(self, what: str, why: str) -> None:
+    def _left(self, what: str, why: str) -> Stage | None:
+        """Record why there is no stage for a set of images."""
         decision = Decision(what, False, why)
         if decision not in self._never:
             self._never.append(decision)
+        return None
 
     def _family(self) -> str | None:
         """Return the base's family; None where its files are not here yet."""
@@ -157,7 +162,7 @@ class VisionPlan:
         if stage.config["name"] in external:
             return None
         if len(own) < 2:
-            return self._no("images of the questions", "one model alone is asked")
+            return self._left("images of the questions", "one model alone is asked")
         asked = next(s for s in stages if s.kind == "questions")
         reads, given = self.sources.inputs("base")
         config = {
@@ -210,36 +215,43 @@ class VisionPlan:
         what = "images of the questions" if stage.targets == (vision.QUESTIONS,) else f"images of {self._rows(stage)}"
         users = [each for each in stages if stage.targets[0] in each.uses]
         entry = store.read_entry(root, stage.id)
-        if entry is not None and store.inspect(root, entry)[0]:
-            return Decision(what, True, "it is done")
+        there = entry is not None and store.inspect(root, entry)[0]  # it costs nothing any more
         count = vision.images(root, stage)
-        if count is None and "corpus" in stage.config:
-            count = self.preset.corpora[stage.config["corpus"]].rows  # an image a row, before it is indexed
         looks = _looks(root, users, count)
-        if count is not None and looks is not None and looks <= count:
-            return Decision(
-                what, False, f"{len(users)} stages look at images {looks:,} times in all, and there are {count:,} of them"
-            )
-        size = self._bytes(root, stage, count)
+        often = "each time they are shown" if looks is None else f"{looks:,} times in all"
+        known = "images" if count is None else f"{count:,} images"
+        why = f"{len(users)} stages look at {known} {often}"
+        if count is not None and looks is not None and looks <= count and not there:
+            return Decision(what, False, why)
+        declared = self._declared(stage) if count is None else count
+        size = None if declared is None else vision.size(stage, declared, self._shape(root, stage))
         limit, named = _limit(root, bound, 0 if bound is None else _others(root, stage, users, stages))
-        if size is not None and limit is not None and size > limit:
-            return Decision(
-                what, False, f"features would take {size / caching.GB:,.1f} GB, and {named} leaves {limit / caching.GB:,.1f} GB"
-            )
-        times = "as often as they are shown" if looks is None else f"{looks:,} times"
-        known = "" if count is None else f"{count:,} of them, "
-        return Decision(what, True, f"{known}looked at {times} by {len(users)} stages" + ("" if size is None else _gb(size)))
+        if size is None and bound is not None and not there:
+            return Decision(what, False, f"what they would take is not known before they are there, and {named} is a bound")
+        if size is not None and size > limit and not there:
+            said = f"features would take {size / caching.GB:,.3g} GB, and {named} leaves {limit / caching.GB:,.3g} GB"
+            return Decision(what, False, said)
+        return Decision(what, True, why)
 
-    @staticmethod
-    def _bytes(root: Path, stage: Stage, count: int | None) -> int | None:
-        """Return what features take: as planned, or of the declared number of images."""
-        size = caching.planned(root, stage).bytes
-        shape = vision.features(root, stage)
-        return 4 * count * shape[0] * shape[1] if size is None and count is not None and shape is not None else size
+    def _shape(self, root: Path, stage: Stage) -> tuple[int, int]:
+        """Return (n, C) of the base; of what it will be made from, before it is there."""
+        found, source = vision.features(root, stage), self.sources.of("base")
+        if found is None and isinstance(source, Train):
+            shape = source.train.shape
+            found = ((shape.image // shape.patch) ** 2 + 1, shape.vision_hidden)
+        elif found is None and isinstance(source, Assemble):
+            found = vision.shape_of(Path(self.sources.place("base/tower")) / "config.json")
+        return found or USUAL
 
-
-def _gb(size: int) -> str:
-    return f"; {size / caching.GB:.3g} GB"
+    def _declared(self, stage: Stage) -> int | None:
+        """Return how many images there are at most, as far as the preset says it before they are there."""
+        if "corpus" in stage.config:
+            return self.preset.corpora[stage.config["corpus"]].rows  # an image a row
+        if "protocols" in stage.config:
+            rows = [tasks.protocol(name).data.rows for name in stage.config["protocols"]]
+            return None if None in rows else sum(each or 0 for each in rows)
+        each = self.preset.data.images
+        return None if each is None else each * len(self.preset.protocols) + 1
 
 
 def _without(stage: Stage, left_out: set[str]) -> Stage:
@@ -250,7 +262,7 @@ def _without(stage: Stage, left_out: set[str]) -> Stage:
 
 
 def _looks(root: Path, users: Sequence[Stage], images: int | None) -> int | None:
-    """Return how often stages look at images, at most: rows of their steps, a pass of the teacher, questions and their answers."""
+    """Return how often stages look at images, at most: rows of steps, the teacher's pass, questions and their answers."""
     found = 0
     for user in users:
         if user.kind == "student":
@@ -278,9 +290,9 @@ def _others(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[S
     return max(sum(sizes[name] for name in ids) for ids in beside)
 
 
-def _limit(root: Path, bound: int | None, others: int) -> tuple[int | None, str]:
+def _limit(root: Path, bound: int | None, others: int) -> tuple[int, str]:
     """Return the bytes that features may take, and what says so."""
     if bound is not None:
-        return max(0, bound - others), f"--cache-gb {bound / caching.GB:g}, beside other caches,"
+        return max(0, bound - others), f"--cache-gb {bound / caching.GB:g} (beside other caches)"
     place = next(each for each in (root, *root.parents) if each.exists())
     return int(SHARE_OF_FREE * shutil.disk_usage(place).free), f"{SHARE_OF_FREE:.0%} of what is free on the disk"

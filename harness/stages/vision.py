@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def packed(context: Context) -> None:
     adapter, half = _as_trained(context)
     names = pictures.wanted(samples)
 
-    def pixels(keys: list[str]) -> torch.Tensor:
+    def pixels(keys: Sequence[str]) -> torch.Tensor:
         here = [key for key in keys if key != pictures.MEAN_IMAGE]
         made = [adapter.pixels([samples.images[key] for key in here])] if here else []
         if len(here) < len(keys):  # it is the last
@@ -72,7 +73,7 @@ def streamed(context: Context) -> None:
     adapter, half = _as_trained(context)
     names = list(dict.fromkeys(key for row in rows for key in row.images))
 
-    def pixels(keys: list[str]) -> torch.Tensor:
+    def pixels(keys: Sequence[str]) -> torch.Tensor:
         return torch.cat([adapter.pixels([rows.picture(key)]) for key in keys])
 
     store.write(adapter, names, pixels, context.out(context.stage.targets[0]), context.progress, half=half)
@@ -100,7 +101,7 @@ def questions(context: Context) -> None:
         found = data.load_questions(context, tasks.protocol(name), context.config["limit"])
         shown |= {q.image: found.images for q in found.questions if q.image is not None}
 
-    def pixels(keys: list[str]) -> torch.Tensor:
+    def pixels(keys: Sequence[str]) -> torch.Tensor:
         return torch.cat([adapter.pixels([shown[key][key]]) for key in keys])
 
     store.write(adapter, list(shown), pixels, context.out(QUESTIONS), context.progress, content=True)
@@ -130,9 +131,13 @@ def planned(root: Path, stage: Stage) -> Planned:
     count, shape = images(root, stage), features(root, stage)
     if count is None or shape is None:
         return Planned(form, None)
-    each = shape[0] * shape[1] * (2 if half else 4)
-    why = f"{count:,} images of {shape[0]} x {shape[1]}"
-    return Planned(form, _HEADERS + count * (each + _PER_IMAGE), why)
+    return Planned(form, size(stage, count, shape), f"{count:,} images of {shape[0]} x {shape[1]}")
+
+
+def size(stage: Stage, count: int, shape: tuple[int, int]) -> int:
+    """Return the bytes of ``count`` images' features of ``shape`` (n, C), at most, with their names and digests."""
+    each = shape[0] * shape[1] * (2 if stage.config.get("dtype") == "bfloat16" else 4)
+    return _HEADERS + count * (each + _PER_IMAGE)
 
 
 def images(root: Path, stage: Stage) -> int | None:
@@ -163,11 +168,12 @@ def _asked(root: Path, protocols: list[str]) -> int | None:
 
 
 def features(root: Path, stage: Stage) -> tuple[int, int] | None:
-    """Return (n, C): features an image and channels, at most; None before the base is there.
+    """Return (n, C): features an image and channels, at most; None before the base is there."""
+    return shape_of(root / stage.places["base"] / "config.json")
 
-    Reads config.json alone: the plan imports no torch.
-    """
-    path = root / stage.places["base"] / "config.json"
+
+def shape_of(path: Path) -> tuple[int, int] | None:
+    """Return (n, C) of a model's or a tower's config.json, at most; None where it is not there. Imports no torch."""
     if not path.is_file():
         return None
     config = read_json(path)
@@ -178,7 +184,7 @@ def features(root: Path, stage: Stage) -> tuple[int, int] | None:
         if named and not sizes:  # as openai/clip-vit-large-patch14-336 is
             patch, side = named.groups()
         return _grid(side, patch), int(config.get("mm_hidden_size") or _MOST)
-    vision = config.get("vision_config") or {}
+    vision = config.get("vision_config") or config  # of a tower alone
     layer = config.get("vision_feature_layer", -2)
     width = int(vision.get("hidden_size") or 1024) * (len(layer) if isinstance(layer, list) else 1)
     return _grid(vision.get("image_size"), vision.get("patch_size")), width

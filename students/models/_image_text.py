@@ -166,16 +166,13 @@ class ImageTextAdapter(Adapter):
             inside |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
         return add, np.array(made["input_ids"], np.int64), np.flatnonzero(inside)
 
-    def _processed(
-        self, text: str, pictures: Sequence[Picture], name: str, add: bool = False
-    ) -> tuple[Ids, dict[str, Tensor]]:
+    def _processed(self, text: str, pictures: Sequence[Picture], name: str, add: bool = False) -> tuple[Ids, dict[str, Tensor]]:
         """Call the processor on one text with its images: ids with image tokens expanded, and its image inputs."""
         from PIL import Image
 
         try:
-            made = self.processor(
-                text=[text], images=[[Image.fromarray(p) for p in pictures]], add_special_tokens=add, return_tensors="pt"
-            )
+            shown = [Image.fromarray(np.asarray(picture)) for picture in pictures]
+            made = self.processor(text=[text], images=[shown], add_special_tokens=add, return_tensors="pt")
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             sizes = ", ".join(f"{p.shape[1]}x{p.shape[0]}" for p in pictures)
@@ -186,9 +183,7 @@ class ImageTextAdapter(Adapter):
         inputs = {key: torch.as_tensor(value) for key, value in made.items() if key not in _PER_TOKEN}
         return made["input_ids"][0].numpy().astype(np.int64), inputs
 
-    def _expanded(
-        self, text: str, pictures: Sequence[Picture], add: bool, name: str
-    ) -> tuple[Ids, dict[str, Tensor]]:
+    def _expanded(self, text: str, pictures: Sequence[Picture], add: bool, name: str) -> tuple[Ids, dict[str, Tensor]]:
         """Return ids and image inputs, after a look at the number of image tokens where it is fixed."""
         ids, inputs = self._processed(text, pictures, name, add)
         expected, found = self.vision_tokens, int((ids == self.image_token).sum())

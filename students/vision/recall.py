@@ -29,17 +29,17 @@ class Memory:
     Attributes:
         key: digest of the key of the tower that they are of.
         by_content: features [n, C] by fingerprint, the longest unused first.
-        bytes: that they take.
+        size: the bytes that they take.
     """
 
     key: str = ""
     by_content: OrderedDict[bytes, Tensor] = field(default_factory=OrderedDict)
-    bytes: int = 0
+    size: int = 0
 
     def turn_to(self, key: str) -> None:
         """Forget other towers' features."""
         if key != self.key:
-            self.key, self.bytes = key, 0
+            self.key, self.size = key, 0
             self.by_content.clear()
 
     def get(self, content: bytes) -> Tensor | None:
@@ -52,10 +52,10 @@ class Memory:
     def put(self, content: bytes, features: Tensor) -> None:
         """Remember an image, and forget those that were not asked for longest where it becomes too much."""
         self.by_content[content] = features
-        self.bytes += features.nbytes
-        while self.bytes > MOST:
+        self.size += features.nbytes
+        while self.size > MOST:
             _, old = self.by_content.popitem(last=False)
-            self.bytes -= old.nbytes
+            self.size -= old.nbytes
 
 
 class Recall:
@@ -68,7 +68,8 @@ class Recall:
 
     Attributes:
         why: whose features are looked up, in one line.
-        counts: images that were found on disk ("stored"), in memory ("remembered") or run through the tower ("computed").
+        counts: distinct images of each batch that were found on disk ("stored"), in memory ("remembered"), or run through the
+            tower ("computed").
 
     Raises:
         UserError: for a model whose tower cannot be run apart, or stored features that are damaged.
@@ -94,8 +95,9 @@ class Recall:
         if pixels is None:
             return dict(inputs)
         content = [keys.fingerprint(each) for each in pixels]
-        found = {each: self._known(each) for each in content}
-        new = [each for each, features in found.items() if features is None]
+        known = {each: self._known(each) for each in dict.fromkeys(content)}
+        found = {each: features for each, features in known.items() if features is not None}
+        new = [each for each in known if each not in found]
         if new:
             given = torch.stack([pixels[content.index(each)] for each in new])
             computed = self.adapter.features(given.to(next(self.adapter.model.parameters()).device)).cpu()
