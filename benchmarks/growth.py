@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -99,8 +100,8 @@ def _point(size: Any, rounds: int) -> dict[str, Any]:
         plain = plain_step.Plain(case.base, case.teacher, case.options.lr, case.options.clip)
         for members in case.batches:
             batch = case.batch(members)
-            seconds["ours"].append(measuring.processor_seconds(lambda m=members: ours.step(m)))
-            seconds["plain"].append(measuring.processor_seconds(lambda b=batch: plain.step(b)))
+            seconds["ours"].append(measuring.processor_seconds(partial(ours.step, members)))
+            seconds["plain"].append(measuring.processor_seconds(partial(plain.step, batch)))
             ours.losses()
         peaks = {
             "ours": measuring.peak_bytes(lambda: ours.step(members)), "plain": measuring.peak_bytes(lambda: plain.step(batch))
@@ -121,9 +122,10 @@ def _pass(size: Any, count: int, tick: Callable[[], None]) -> dict[str, Any]:
 
     import measuring
     import step_case
+    from students import models
 
     with step_case.prepared(size, count // size.rows) as case:
-        teacher = step_case.models.load(case.teacher)
+        teacher = models.load(case.teacher)
         batch = case.batch(case.batches[0])
         with torch.no_grad():
             counted = measuring.operations(lambda: teacher.head(teacher.supervised(teacher.hidden(batch), batch)))
@@ -164,13 +166,13 @@ def _page(result: dict[str, Any]) -> str:
             rows.append([*cells, f"{row['signal_bytes_a_sample'] / measuring.MIB:.2f}"])
         parts.append(measuring.table([first.format(**size), *header[1:]], rows))
     parts.append("The teacher's one pass.")
-    cells = [
+    lines = [
         [f"{r['samples']}", f"{r['seconds']:.1f}", f"{r['operations'] / rate:.1f}", f"{r['bytes'] / measuring.MIB:,.1f}"]
         for r in result["samples"]
     ]
-    parts.append(measuring.table(["samples", "s", "floor", "MiB on disk"], cells))
+    parts.append(measuring.table(["samples", "s", "floor", "MiB on disk"], lines))
     parts.append(MANY.format(epochs=EPOCHS, samples=result["samples"][-1]["samples"]))
-    cells = [
+    lines = [
         [
             f"{r['students']}", f"{r['ours']:,.0f}", f"{r['plain']:,.0f}", f"{r['plain'] / r['ours']:.1f}",
             f"{r['floor']:,.0f}", f"{r['ours'] / r['floor']:.1f}", f"{r['bytes'] / measuring.MIB:,.1f}",
@@ -178,7 +180,7 @@ def _page(result: dict[str, Any]) -> str:
         for r in result["students"]
     ]  # fmt: skip
     head = ["students", "s", "plain", "times less", "floor", "over floor", "MiB on disk"]
-    parts.append(measuring.table(head, cells))
+    parts.append(measuring.table(head, lines))
     return "\n\n".join(parts) + "\n"
 
 

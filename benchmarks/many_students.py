@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,15 +74,16 @@ def _measure(work: Any, tick: Callable[[], None]) -> dict[str, Any]:
     """Start all students, step them in rounds beside the first, and save each."""
     import measuring
     import student_steps
+    from students import distil
 
     ratios: dict[str, list[float]] = {name: [] for name in OTHERS}
     steps, ends = [], {}
-    with TemporaryDirectory() as name, student_steps.distil._deterministic():
+    with TemporaryDirectory() as name, distil._deterministic():
         folder, students = Path(name), {}
         for number, recipe in enumerate((FIRST, FIRST, *OTHERS)):  # the very first pays for imports, and is dropped
-            started = measuring.time.process_time()
+            started = time.process_time()
             students[recipe] = student_steps.Clocked(recipe, work, folder / str(number), student_steps.Unread)
-            ends[recipe] = measuring.time.process_time() - started
+            ends[recipe] = time.process_time() - started
         for number, members in enumerate(work.batches):
             before = students[FIRST].step(members)[0]
             for recipe in OTHERS:

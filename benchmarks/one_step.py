@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -95,13 +96,13 @@ def _measure(case: Any, rounds: int, again: bool, tick: Callable[[], None]) -> d
         ours = step_case.Ours(case, RECIPE, Path(folder) / "ours")
         plain = plain_step.Plain(case.base, case.teacher, case.options.lr, case.options.clip, again)
         for number, members in enumerate(case.batches):
-            batch, said = case.batch(members), {}
+            batch = case.batch(members)
             times = {
-                "ours": measuring.processor_seconds(lambda m=members: ours.step(m)),
-                "plain": measuring.processor_seconds(lambda b=batch, s=said: s.update(plain.step(b))),
+                "ours": measuring.processor_seconds(partial(ours.step, members)),
+                "plain": measuring.processor_seconds(partial(plain.step, batch)),
             }
             mine = ours.losses()
-            gap = max(gap, *(abs(mine[c] / float(said[c]) - 1) for c in mine))
+            gap = max(gap, *(abs(mine[c] / float(plain.said[c]) - 1) for c in mine))
             if number:
                 for side, value in times.items():
                     seconds[side].append(value)

@@ -38,6 +38,7 @@ class Plain:
         self.learned = [p for p in self.student.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.learned, lr=lr, weight_decay=0.0)
         self.clip = clip
+        self.said: dict[str, Tensor] = {}  # the latest losses
         self.student.train()
         if again:
             model = self.student
@@ -65,7 +66,8 @@ class Plain:
         torch.nn.utils.clip_grad_norm_(self.learned, self.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return {"ce": ce.detach(), "fkl": fkl.detach()}
+        self.said = {"ce": ce.detach(), "fkl": fkl.detach()}
+        return self.said
 
     def standing_bytes(self) -> int:
         """Bytes of both models' weights and of the optimiser's state."""

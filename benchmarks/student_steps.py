@@ -59,7 +59,7 @@ class Workload:
         adapter = models.load(self.inputs.base)
         batch = pack.collate(self.inputs.encoded, self.batches[0], teachers.pixel_table(adapter, self.inputs.data))
         rows, length = batch.input_ids.shape
-        sizes = {"vocabulary": adapter.vocabulary_size, "width": adapter.hidden_size, "vision": adapter.vision_tokens}
+        sizes = {"vocabulary": adapter.vocabulary_size, "width": adapter.hidden_size, "vision": adapter.vision_tokens or 0}
         return Shape("miniature", rows, length, round(len(batch.labels) / rows), **sizes)
 
 
@@ -72,6 +72,8 @@ def workload(images: int, steps: int) -> Iterator[Workload]:
     preset = load_preset("miniature")
     teacher, base = (model_path(str(getattr(preset.models, role))) for role in ("teacher", "base"))
     data, training = preset.data, preset.training
+    if training is None:
+        raise ValueError("the miniature preset has no training")
     made = training_rows(
         [tasks.protocol(name) for name in preset.protocols],
         split=data.split, label_noise=data.label_noise, blindness=0.25, seed=data.seed, images=images,

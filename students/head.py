@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from students.bins import Bins
 from students.features import sample_scalars, token_scalars
 from students.losses import ChannelLosses, Losses
 
@@ -144,7 +145,7 @@ class _Aside:
         self.stride = stride
 
     @torch.no_grad()
-    def take(self, start: int, **said: Tensor | None) -> None:
+    def take(self, start: int, **said: Tensor | Bins | None) -> None:
         """Keep what is needed of tokens from ``start`` on, logits [n, V] by owner."""
         for owner, logits in said.items():
             if owner in self.scalars and isinstance(logits, Tensor):  # of bins, the features know themselves
