@@ -104,15 +104,14 @@ class VisionPlan:
         return None
 
     def _family(self) -> str | None:
-        """Return the base's family; None where its files are not here yet."""
+        """Return the base's family; None where its files are not here yet, or damaged, which whoever loads them says."""
         source = self.sources.of("base")
         if isinstance(source, Train):
             return "llava"
         if isinstance(source, Assemble):
             return source.assemble.family
-        path = Path(self.sources.place("base")) / "config.json"
-        kind = read_json(path).get("model_type") if path.is_file() else None
-        return str(kind) if kind is not None else None
+        found = vision.configuration(Path(self.sources.place("base")) / "config.json")
+        return None if found is None else str(found.get("model_type"))
 
     @staticmethod
     def _rows(stage: Stage) -> str:

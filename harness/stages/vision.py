@@ -173,10 +173,10 @@ def features(root: Path, stage: Stage) -> tuple[int, int] | None:
 
 
 def shape_of(path: Path) -> tuple[int, int] | None:
-    """Return (n, C) of a model's or a tower's config.json, at most; None where it is not there. Imports no torch."""
-    if not path.is_file():
+    """Return (n, C) of a model's or a tower's config.json, at most; None where it cannot be read. Imports no torch."""
+    config = configuration(path)
+    if config is None:
         return None
-    config = read_json(path)
     if config.get("model_type") == "mobilevlm":
         sizes = config.get("mm_vision_config") or {}
         patch, side = sizes.get("patch_size"), sizes.get("image_size")
@@ -188,6 +188,15 @@ def shape_of(path: Path) -> tuple[int, int] | None:
     layer = config.get("vision_feature_layer", -2)
     width = int(vision.get("hidden_size") or 1024) * (len(layer) if isinstance(layer, list) else 1)
     return _grid(vision.get("image_size"), vision.get("patch_size")), width
+
+
+def configuration(path: Path) -> dict[str, Any] | None:
+    """Read a config.json for the plan; None where it is not there or damaged: the plan is no place to refuse a model."""
+    try:
+        found = read_json(path) if path.is_file() else None
+    except UserError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _grid(side: Any, patch: Any) -> int:
