@@ -112,6 +112,7 @@ def ours(name: str, case: Case, energy: Energy | None) -> Loss:
         # vision features alone need no logits
         logits = case.spoken if name == "fd" else case.hidden[case.row, case.column] @ case.head.T
         labels = case.labels[case.row, case.column]
+        values: Tensor
         if energy is None:
             values = label_nll(logits, labels)
         else:
@@ -135,7 +136,7 @@ def plain(name: str, case: Case, energy: Energy | None) -> Loss:
             return plain_losses.feature_distance(*case.vision, weights["project.weight"], whole).mean()
         student = case.hidden @ case.head.T
         values = per_token(case.teacher, student, case.labels)
-        total = (values * case.mask).sum()
+        total: Tensor = (values * case.mask).sum()
         if name == "align_kd":
             k, projections = OPTIONS[name]["k"], (weights["project.weight"], weights["heads.weight"])
             total = total + plain_losses.align(case.vision, case.maps, *projections, case.is_text, k).mean()
@@ -179,7 +180,7 @@ def first(case: Case, loss: Loss) -> First:
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         value = loss()  # alive until the sum is taken, so that no address is used twice
     total = sum(found.values())
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     gradient = case.vision[0].grad if case.hidden.grad is None else case.hidden.grad
     assert gradient is not None
     return First(value.detach(), gradient, total)
@@ -189,7 +190,7 @@ def peak(case: Case, loss: Loss) -> int:
     """Largest number of bytes allocated at once during forward and backward, from torch's own allocator."""
     case.clear()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        loss().backward()  # type: ignore[no-untyped-call]
+        loss().backward()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -209,7 +210,7 @@ def _seconds(case: Case, loss: Loss) -> float:
     """Processor seconds of a forward and backward pass."""
     case.clear()
     started = time.process_time()
-    loss().backward()  # type: ignore[no-untyped-call]
+    loss().backward()
     return time.process_time() - started
 
 

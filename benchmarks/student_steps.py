@@ -46,19 +46,20 @@ class Unread(Training):
 
 @dataclass(frozen=True)
 class Workload:
-    """What all students share: inputs, settings, and batches of packed rows (sample numbers)."""
+    """What all students share: inputs, settings, batches of packed rows (sample numbers), processor seconds of the signal."""
 
     preset: Preset
     inputs: distil.Inputs
     options: DistilOptions
     batches: list[list[list[int]]]
+    signal_seconds: float
 
     def shape(self) -> Shape:
         """Return the first batch's sizes: rows, longest row, supervised tokens a row (rounded), V, width, n_v."""
         adapter = models.load(self.inputs.base)
         batch = pack.collate(self.inputs.encoded, self.batches[0], teachers.pixel_table(adapter, self.inputs.data))
         rows, length = batch.input_ids.shape
-        sizes = {"vocabulary": adapter.vocabulary_size, "width": adapter.hidden_size, "vision": adapter.vision_tokens}
+        sizes = {"vocabulary": adapter.vocabulary_size, "width": adapter.hidden_size, "vision": adapter.vision_tokens or 0}
         return Shape("miniature", rows, length, round(len(batch.labels) / rows), **sizes)
 
 
@@ -71,6 +72,8 @@ def workload(images: int, steps: int) -> Iterator[Workload]:
     preset = load_preset("miniature")
     teacher, base = (model_path(str(getattr(preset.models, role))) for role in ("teacher", "base"))
     data, training = preset.data, preset.training
+    if training is None:
+        raise ValueError("the miniature preset has no training")
     made = training_rows(
         [tasks.protocol(name) for name in preset.protocols],
         split=data.split, label_noise=data.label_noise, blindness=0.25, seed=data.seed, images=images,
@@ -78,16 +81,18 @@ def workload(images: int, steps: int) -> Iterator[Workload]:
     found = samples.from_frame(made.rows, made.images)
     with TemporaryDirectory() as folder:
         signal = Path(folder) / "signal"
+        started = time.process_time()
         teachers.cache(teacher, found, signal, lambda *_: None, rows=training.rows, turns=training.turns)
+        seconds = time.process_time() - started
         said = teachers.TeacherSignal.load(signal, teachers.signal_key(teacher, found))
         encoded = pack.encode(found.samples, models.load(base).processor)
         batches = list(pack.schedule(pack.groups(encoded, training.turns, 0), steps + 1, training.rows, 0))
         # far more steps than are taken, so that nothing of the last step (histograms) is in the times
         options = training.model_copy(update={"steps": 1000 * (steps + 1)})
-        yield Workload(preset, distil.Inputs(base, found, encoded, said, teacher), options, batches)
+        yield Workload(preset, distil.Inputs(base, found, encoded, said, teacher), options, batches, seconds)
 
 
-class _Clocked:
+class Clocked:
     """One student, its own step numbers, and the seconds of each of its steps by processor and by clock."""
 
     def __init__(self, recipe: str, work: Workload, out: Path, kind: type[Training] = Student) -> None:
@@ -143,9 +148,9 @@ def measure(
     own: list[tuple[float, float]] = []
     shuffler = random.Random(0)
     with TemporaryDirectory() as folder, distil._deterministic():
-        baseline = _Clocked(BASELINE, work, Path(folder) / "baseline")
+        baseline = Clocked(BASELINE, work, Path(folder) / "baseline")
         clocked = {
-            key: _Clocked(recipe, work, Path(folder) / str(number), Unread if key[0] == "baseline" else Student)
+            key: Clocked(recipe, work, Path(folder) / str(number), Unread if key[0] == "baseline" else Student)
             for number, (key, recipe) in enumerate(rows.items())
         }
         for number, members in enumerate(work.batches):

@@ -137,6 +137,29 @@ def remove(path: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def open_array(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """Create a ``.npy`` file of zeros and return it as a writable memory map ``dtype`` [shape]; flush it when it is full.
+
+    Its whole space is taken at once: writing a memory map into a hole of a full disk would kill the process without a word.
+
+    Raises:
+        OSError: ENOSPC when the disk has not that much room; nothing is left at ``path`` then.
+    """
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    try:
+        with Path(path).open("rb+") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        del array
+        Path(path).unlink()
+        raise
+    return array
+
+
 # ---- digests ---------------------------------------------------------------------------------------------------------------
 
 

@@ -17,13 +17,14 @@ from harness.resources import of_kind
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
 from harness.stages import collect, corpus, data, evaluate
 from harness.training_plan import TrainingPlan
+from harness.vision_plan import VisionPlan
 
 __all__ = ["Blueprint", "Cell", "cells", "student_folder", "widened"]
 
 #: Estimated seconds per stage kind where the preset names none.
 _SECONDS = {
-    "data": 10, "corpus": 600, "questions": 10, "model": 120, "signal": 20, "student": 30, "evaluate": 4, "collect": 2,
-    "report": 15,
+    "data": 10, "corpus": 600, "questions": 10, "model": 120, "encode": 6, "signal": 20, "student": 30, "evaluate": 4,
+    "collect": 2, "report": 15,
 }  # fmt: skip
 #: Kinds of stages that the processes of a launch compute together; the others are the first process's.
 _DISTRIBUTED = ("student", "evaluate")
@@ -82,6 +83,7 @@ class Blueprint:
         self.training = TrainingPlan(preset, self.sources, data_root, absent)
         self._absent = absent
         self.limit = limit if limit is not None else preset.evaluation.limit
+        self.vision = VisionPlan(preset, self.sources, self.limit)
         listed = [*models.names, *(load_recipe(r).name for r in preset.recipes)]
         rank = {name: number for number, name in enumerate([*listed, *preset.protocols])}
         last = len(rank)
@@ -113,7 +115,7 @@ class Blueprint:
                 self._evaluation(cell, f"{student_folder(cell.name, cell.seed)}/student")
         self._collect()
         self._report()
-        return self._stages
+        return self.vision.added(self._stages)
 
     def _add(self, stage: Stage) -> None:
         cost = self.preset.seconds.get(stage.kind, _SECONDS[stage.kind])
@@ -243,7 +245,7 @@ class Blueprint:
 
     def _report_facts(self) -> Mapping[str, Any]:
         """Return what the report says that is in none of the files it reads: captions, selection, settings."""
-        preset = self.preset.model_dump(mode="json", exclude={"seconds", "workers", "resources"})
+        preset = self.preset.model_dump(mode="json", exclude={"seconds", "workers", "resources", "cache_gb"})
         if self.preset.requires == Requires():
             del preset["requires"]
         captions = {name: [tasks.protocol(name).title, tasks.protocol(name).description] for name in self.protocols}

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from harness.base import UserError
-from harness.execute import StageError
+from harness.execute import DiskFull, StageError
 
 DONE, GATE_FAILED, BAD_INPUT, INCONCLUSIVE, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -71,6 +71,10 @@ def main(app: Any, module: str) -> NoReturn:
         code = INTERRUPTED
     except SystemExit:  # Typer and rich end a broken pipe with 1, which here means that the gate failed
         code = FAILED
+    except DiskFull as error:  # its place in the code says nothing
+        say_error(str(error))
+        errors.print(f"to continue: {again}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(FAILED)
     except StageError as error:
         errors.print(error.trace, soft_wrap=True, highlight=False, markup=False)
         say_error(str(error))

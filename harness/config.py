@@ -191,6 +191,7 @@ class Preset(Strict):
         seconds: rough seconds per stage kind on two quiet cores, for estimates only.
         requires: what the machine must have.
         declared: sizes of models as published, by role or name (``teacher``, ``base``, ...), for the plan only.
+        cache_gb: GB (10^9 bytes) that caches may hold in the run folder; None for no bound. ``--cache-gb`` replaces it.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
@@ -212,6 +213,7 @@ class Preset(Strict):
     seconds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     requires: Requires = Requires()
     declared: dict[str, ModelSize] = Field(default_factory=dict)
+    cache_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def trains(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from harness import plan, workers
+from harness import caching, plan, workers
 from harness.base import UserError
 from harness.executors import Executor
 
@@ -25,6 +25,14 @@ class StageError(Exception):
 
     def __init__(self, stage: str, text: str, trace: str = "") -> None:
         super().__init__(f"stage {stage} failed: {text}")
+        self.trace = trace
+
+
+class DiskFull(StageError):
+    """A stage, or the run itself, found no space left on the disk; the message says what to do."""
+
+    def __init__(self, text: str, trace: str = "") -> None:
+        Exception.__init__(self, text)
         self.trace = trace
 
 
@@ -86,7 +94,7 @@ class Watcher(Protocol):
 
 
 def dependencies(stages: Sequence[plan.Stage]) -> dict[str, frozenset[str]]:
-    """Return the ids of the stages that each stage reads from.
+    """Return the ids of the stages that each stage reads from, or uses.
 
     Raises:
         RuntimeError: for a path that no stage writes.
@@ -95,7 +103,7 @@ def dependencies(stages: Sequence[plan.Stage]) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for stage in stages:
         needed = set()
-        for path in stage.reads:
+        for path in (*stage.reads, *stage.uses):
             place = PurePosixPath(path)
             writer = next((writers[str(p)] for p in (place, *place.parents) if str(p) in writers), None)
             if writer is None:
@@ -116,6 +124,7 @@ class Execution:
         watcher: is told of progress.
         completed: called in this process after each stage, before the next jobs are given out.
         attempts: how often a stage is tried.
+        bound: bytes that caches may hold; None for no bound.
     """
 
     def __init__(
@@ -127,8 +136,10 @@ class Execution:
         watcher: Watcher,
         completed: Callable[[plan.Stage], None],
         attempts: int = ATTEMPTS,
+        bound: int | None = None,
     ) -> None:
         self._allowed = attempts
+        self._keeper = caching.Keeper(settings.root, stages, bound)
         self._stages = stages
         self._by_id = {s.id: s for s in stages}
         self._reads = dependencies(stages)
@@ -147,10 +158,11 @@ class Execution:
         """Do everything that is not done yet and can be done; return what was given up, in the order in which that happened.
 
         Raises:
-            UserError: when a stage refuses its input.
+            UserError: when a stage refuses its input, or needs more of caches at once than they may hold.
+            DiskFull: when there is no space left on the disk.
         """
         self._executor.check([stage for stage in self._stages if stage.id not in self._done])
-        while self._open():
+        while self._open() or self._given:  # to the last word of every job: a second pass may use the same executor
             if self._changed:
                 self._dispatch()
             if self._given:
@@ -173,15 +185,38 @@ class Execution:
     def _start_ready(self) -> bool:
         """Look at every ready job once; say whether one of them turned out to have nothing to do."""
         unchanged = False
+        late = None
         for job in self._ready():
             if not self._executor.fits(job):
                 continue
             todo, digests = self._unfinished(job)
             unchanged |= not todo
-            if todo:
-                self._given[job[0].job] = [stage.id for stage in todo]
-                self._executor.start(todo, digests)
+            if not todo:
+                continue
+            price = self._keeper.price(todo, self._done, self._busy())
+            if price == 0:
+                self._start(todo, digests)
+            elif price is not None and late is None:
+                late = todo, digests
+        if late is not None and not unchanged and not self._given:  # nothing else can go on: a cache has to be made twice
+            self._start(*late)
         return unchanged
+
+    def _start(self, todo: list[plan.Stage], digests: dict[str, str]) -> None:
+        """Make room for the caches of a job's stages and start them."""
+        for cache in self._keeper.to_delete(todo, self._done, self._busy()) or ():
+            caching.delete(cache)
+            if cache.stage in self._keeper.needed(self._done):  # what still reads it waits until it is made again
+                self._done.discard(cache.stage)
+        lacking = self._keeper.lacks(todo)
+        if lacking is not None:
+            raise DiskFull(lacking)
+        self._keeper.use(todo)
+        self._given[todo[0].job] = [stage.id for stage in todo]
+        self._executor.start(todo, digests)
+
+    def _busy(self) -> set[str]:
+        return {stage for given in self._given.values() for stage in given} - self._done
 
     def _ready(self) -> list[list[plan.Stage]]:
         """Return the jobs that nobody works on and whose stages have everything that they read."""
@@ -223,6 +258,8 @@ class Execution:
             self._finish(stage, message.seconds)
         elif message.kind == "refused":
             raise UserError(f"{message.text} (stage {stage.id})")
+        elif message.kind == "full":
+            raise DiskFull(message.text, message.trace)
         elif message.kind in ("failed", "died"):
             self._broke(stage, message)
         else:
@@ -230,6 +267,8 @@ class Execution:
 
     def _finish(self, stage: plan.Stage, seconds: float | None) -> None:
         self._done.add(stage.id)
+        self._keeper.made(stage)
+        self._keeper.check(self._done)
         self._completed(stage)
         self._watcher.finish(stage, seconds)
 

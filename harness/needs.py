@@ -54,12 +54,17 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def machine(root: Path) -> Machine:
-    """Look at this machine; ``root`` is the run folder, which need not exist yet."""
+def free_disk(root: Path) -> int:
+    """Return the bytes free where ``root``, which need not exist yet, lies or will lie."""
     place = root
     while not place.exists():
         place = place.parent
-    disk = shutil.disk_usage(place).free
+    return shutil.disk_usage(place).free
+
+
+def machine(root: Path) -> Machine:
+    """Look at this machine; ``root`` is the run folder, which need not exist yet."""
+    disk = free_disk(root)
     if not has_gpu():
         return Machine(None, 0, 0, disk)
     # asked in a process of its own: asking for free memory keeps half a gigabyte of the GPU for as long as the asker lives
@@ -90,8 +95,22 @@ def check(preset: Preset, device: str, found: Machine, disk: float) -> None:
             f"preset {preset.name!r} needs a GPU with {needs.gpu_gb:.0f} GB of free memory; found: {found.text}. Smaller"
             " micro_rows, or lora, need less: see --dry-run, and a preset of your own that extends this one"
         )
-    if found.free_disk_bytes < disk:
+    check_disk(preset, found.free_disk_bytes, disk)
+
+
+def check_disk(preset: Preset, free: int, disk: float) -> None:
+    """Refuse to write more than there is room for.
+
+    Args:
+        preset: the experiment.
+        free: bytes of disk free.
+        disk: bytes that will be written.
+
+    Raises:
+        UserError: naming both sizes.
+    """
+    if free < disk:
         raise UserError(
-            f"preset {preset.name!r} will write about {disk / GB:.0f} GB; found: {found.free_disk_bytes / GB:.0f} GB of disk"
-            " free. Name another place with --out, or fewer --students"
+            f"preset {preset.name!r} will write about {disk / GB:.0f} GB; found: {free / GB:.0f} GB of disk"
+            " free. Name another place with --out, fewer --students, or bound the caches with --cache-gb"
         )

@@ -146,8 +146,17 @@ def disk(blueprint: Blueprint, root: Path, known: Mapping[str, Sized]) -> dict[s
     return parts
 
 
-def show(console: Console, blueprint: Blueprint, root: Path, lost: Sequence[Missing], device: str) -> None:
-    """Print everything about a plan but its stages. ``lost``: what is missing; ``device``: where it would run."""
+def show(console: Console, blueprint: Blueprint, root: Path, lost: Sequence[Missing], device: str, caches: float = 0.0) -> None:
+    """Print everything about a plan but its stages.
+
+    Args:
+        console: where to.
+        blueprint: the plan.
+        root: the run folder.
+        lost: what is missing.
+        device: where it would run.
+        caches: bytes that caches will still take, as far as that is known.
+    """
     known = sizes(blueprint)
     found = needs.machine(root)
     _say(console, f"machine: {found.text}")
@@ -156,7 +165,7 @@ def show(console: Console, blueprint: Blueprint, root: Path, lost: Sequence[Miss
     if planned:
         _corpora(console, blueprint, planned)
         _trainings(console, planned, len(blueprint.students))
-    parts = disk(blueprint, root, known)
+    parts = {**disk(blueprint, root, known), "caches": caches}
     details = ", ".join(f"{name} {value / needs.GB:.1f}" for name, value in parts.items() if value)
     _say(console, f"disk: about {sum(parts.values()) / needs.GB:.1f} GB still to be written to {root} ({details}; GB)")
     _evaluations(console, blueprint, known)

@@ -36,6 +36,11 @@ class Stage:
         cost: estimated seconds, for progress only.
         distributed: whether the processes of a launch compute it together; not part of the digest.
         resources: what it takes while it runs; not part of the digest.
+        cache: its outputs may be deleted when space is short, and are made again when something needs them; what reads them
+            stays complete meanwhile, because the ledger keeps their digests. Damaged ones are made again too.
+        plans: of a cache, ``module:function``, called as ``function(root, stage)`` in the parent before anything is written;
+            returns a :class:`harness.caching.Planned`. It must import no torch, and know the bytes once what it reads is there.
+        uses: outputs of caches that save it work and change no result: it waits for them, and its digest does not know them.
     """
 
     id: str
@@ -52,6 +57,9 @@ class Stage:
     cost: float = 1.0
     distributed: bool = False
     resources: Resources = field(default_factory=Resources)
+    cache: bool = False
+    plans: str = ""
+    uses: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -67,9 +75,9 @@ def producer(path: str, stages: Iterable[Stage]) -> Stage:
     raise RuntimeError(f"no stage writes {path}")
 
 
-def upstream(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
-    """Return the stages whose outputs ``stage`` reads, each once, in plan order."""
-    needed = {producer(path, stages).id for path in stage.reads}
+def upstream(stage: Stage, stages: Sequence[Stage], uses: bool = True) -> list[Stage]:
+    """Return the stages whose outputs ``stage`` reads, and those that it only ``uses`` too, each once, in plan order."""
+    needed = {producer(path, stages).id for path in (*stage.reads, *(stage.uses if uses else ()))}
     return [s for s in stages if s.id in needed]
 
 
@@ -101,21 +109,59 @@ def is_current(root: Path, stage: Stage, wanted: str) -> bool:
     """Say whether ``stage`` is complete with the digest ``wanted``.
 
     Raises:
-        UserError: when it is, but one of its files was changed since.
+        UserError: when it is, but one of its files was changed since; a cache is then made again.
     """
     entry = store.read_entry(root, stage.id)
-    return entry is not None and entry.digest == wanted and store.is_complete(root, entry)
+    if entry is None or entry.digest != wanted:
+        return False
+    return store.inspect(root, entry)[0] if stage.cache else store.is_complete(root, entry)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run folder holds of a plan.
+
+    Attributes:
+        done: ids of the stages with nothing to do: complete, or a cache that is not there and that nothing left to do needs.
+        deleted: ids of the caches whose digest is right and whose files are gone or damaged, needed or not.
+        damaged: one line for each cache that has to be made again because a file of it is cut off or changed.
+    """
+
+    done: set[str]
+    deleted: set[str]
+    damaged: tuple[str, ...] = ()
+
+
+def look(root: Path, stages: Sequence[Stage]) -> Survey:
+    """Compare a run folder with a plan; writes nothing. ``stages`` are in an order in which each comes after what it reads.
+
+    Raises:
+        UserError: when a file of a complete stage that is no cache was changed since.
+    """
+    known: set[str] = set()  # their outputs' digests are known, so that what reads them can be looked at
+    deleted: dict[str, str | None] = {}
+    for stage in stages:
+        if not all(s.id in known for s in upstream(stage, stages, uses=False)):
+            continue
+        entry = store.read_entry(root, stage.id)
+        if entry is None or entry.digest != stage_digest(root, stage, stages):
+            continue
+        if stage.cache:
+            whole, why = store.inspect(root, entry)
+            if not whole:
+                deleted[stage.id] = why
+            known.add(stage.id)
+        elif store.is_complete(root, entry):
+            known.add(stage.id)
+    helping = {producer(path, stages).id for stage in stages for path in stage.uses} - known
+    todo = {stage.id for stage in stages} - known - helping
+    for stage in reversed(stages):
+        if (stage.id in deleted or stage.id in helping) and any(stage in upstream(s, stages) for s in stages if s.id in todo):
+            todo.add(stage.id)
+    lines = tuple(f"{why}; the cache is made again" for name, why in deleted.items() if why is not None and name in todo)
+    return Survey({stage.id for stage in stages} - todo, set(deleted), lines)
 
 
 def survey(root: Path, stages: Sequence[Stage]) -> set[str]:
-    """Return the ids of the stages that are complete. ``stages`` are in an order in which each comes after what it reads.
-
-    Raises:
-        UserError: when a file of a complete stage was changed since.
-    """
-    done: set[str] = set()
-    for stage in stages:
-        ready = all(s.id in done for s in upstream(stage, stages))
-        if ready and is_current(root, stage, stage_digest(root, stage, stages)):
-            done.add(stage.id)
-    return done
+    """Return the ids of the stages with nothing to do; see :func:`look`."""
+    return look(root, stages).done

@@ -62,6 +62,10 @@ Launch = Annotated[
     str | None,
     typer.Option(metavar="CONFIG", help="Work on each student with several processes: a configuration of accelerate's."),
 ]
+CacheGb = Annotated[
+    float | None,
+    typer.Option("--cache-gb", metavar="GB", help="Most that caches (signal, vision, tokens) hold. Default: the preset's."),
+]
 Retrain = Annotated[bool, typer.Option("--retrain-teacher", help="Make tower, teacher and base on this machine first.")]
 
 
@@ -86,6 +90,7 @@ def run(
     executor: ExecutorName = "local",
     launch: Launch = None,
     track: Track = None,
+    cache_gb: CacheGb = None,
 ) -> None:
     """Parse the command line and do what it says."""
     if launch is not None and ranks.membership() is None:  # else this is one of the processes that it started
@@ -132,6 +137,8 @@ def run(
         raise UserError(f"preset {preset.name!r} evaluates given models: name one with --model NAME=PATH_OR_ID")
     if live_teacher:
         preset = selection.live(preset)
+    if cache_gb is not None:
+        preset = selection.bounded(preset, cache_gb)
     if skip_unreadable and not preset.stages:
         raise UserError(f"--skip-unreadable {skip_unreadable}: preset {preset.name!r} reads no corpus of images")
     models = selection.with_earlier(root, models, cli.console)
@@ -148,6 +155,7 @@ def run(
     overrides = _overrides(
         students=students, tasks=tasks, seeds=seeds, limit=limit, device=device, retrain=retrain_teacher, model=model,
         data_root=None if where is None else str(where), live_teacher=live_teacher, skip_unreadable=skip_unreadable,
+        cache_gb=cache_gb,
     )  # fmt: skip
     session.run(_resolved(device), overrides, cli.command_line(MODULE, sys.argv[1:]))
 
@@ -164,6 +172,7 @@ _DEFAULTS: dict[str, object] = {
     "data_root": None,
     "live_teacher": False,
     "skip_unreadable": 0,
+    "cache_gb": None,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,6 +112,17 @@ def live(preset: Preset) -> Preset:
     if preset.training is None:
         return preset
     return preset.model_copy(update={"training": preset.training.model_copy(update={"live_teacher": True})})
+
+
+def bounded(preset: Preset, gb: float) -> Preset:
+    """Return the preset with a bound for what caches hold, for ``--cache-gb``.
+
+    Raises:
+        UserError: when it is not a positive number.
+    """
+    if not (math.isfinite(gb) and gb > 0):
+        raise UserError(f"--cache-gb is {gb:g}; allowed: a number of gigabytes above 0, or leave it out for no bound")
+    return preset.model_copy(update={"cache_gb": gb})
 
 
 def models(texts: Sequence[str], under: Models) -> Models:

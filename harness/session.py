@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import executors, left_out, manifest, missing, needs, outlook, plan, progress, ranks, store
+from harness import caching, disk, executors, left_out, manifest, missing, needs, outlook, plan, progress, ranks, store
 from harness.base import read_json
 from harness.blueprint import Blueprint, Cell, widened
 from harness.config import Models, Preset
-from harness.execute import Execution, Failure, broken, error
+from harness.execute import DiskFull, Execution, Failure, broken, error
 from harness.executors.local import Local
 from harness.listing import show_plan
 from harness.sources import NOTHING_ABSENT, Absent
@@ -65,11 +65,16 @@ class Session:
         self._online, self._skip_unreadable, self._executor = online, skip_unreadable, executor
         self._track = track
 
+        self._bound = caching.bound_of(preset.cache_gb)
+
     def _plan(self, absent: Absent = NOTHING_ABSENT) -> tuple[Blueprint, list[plan.Stage], set[str]]:
         wanted = widened(self.root, *self._given(), self._wanted, self._data_root, absent)
         blueprint = Blueprint(*self._given(), wanted, self._data_root, absent)
-        stages = blueprint.stages()
-        return blueprint, stages, plan.survey(self.root, stages)
+        stages = blueprint.vision.settled(self.root, blueprint.stages(), self._bound)
+        found = plan.look(self.root, stages)
+        for line in found.damaged:
+            self._say(line)
+        return blueprint, stages, found.done
 
     def _given(self) -> tuple[Preset, Models, int | None]:
         return self.preset, self._models, self._limit
@@ -79,8 +84,14 @@ class Session:
         lost = self.missing()
         blueprint, stages, done = self._plan(missing.absent(lost))
         if self.preset.stages or lost:
-            outlook.show(self.console, blueprint, self.root, lost, device)
+            coming = caching.to_write(self.root, stages, done, self._bound)
+            outlook.show(self.console, blueprint, self.root, lost, device, coming)
         timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
+        for decision in blueprint.vision.decisions:
+            self._say(f"vision tower on {decision.line}")
+        for line in caching.lines(self.root, stages, done, self._bound):
+            self._say(line)
+        caching.Keeper(self.root, stages, self._bound).check(done)
         width = Local(Settings(self.root, device, self.preset.threads), self.preset.workers).width
         show_plan(self.console, stages, done, width, timed)
         self._say_left_out(blueprint)
@@ -103,11 +114,14 @@ class Session:
         lost = self.missing()
         missing.refuse(lost, online)
         blueprint = Blueprint(*self._given(), self._wanted, self._data_root, missing.absent(lost))
-        disk = sum(outlook.disk(blueprint, self.root, outlook.sizes(blueprint)).values()) if self.preset.stages else 0.0
-        needs.check(self.preset, device, needs.machine(self.root), disk)
+        needs.check(self.preset, device, needs.machine(self.root), self._others(blueprint))
         if any(each.kind == "model" for each in lost):
             missing.fetch(self._models)
             missing.refuse([each for each in self.missing() if each.kind == "model"], online=False)
+
+    def _others(self, blueprint: Blueprint) -> float:
+        """Return the bytes that the run folder will still take beside caches."""
+        return sum(outlook.disk(blueprint, self.root, outlook.sizes(blueprint)).values()) if self.preset.stages else 0.0
 
     def run(self, device: Literal["cpu", "cuda"], overrides: Mapping[str, object], command: str) -> None:
         """Do what is not done yet.
@@ -116,9 +130,24 @@ class Session:
             UserError: when the folder is in use or not ours, a complete file was changed, a corpus lacks more images than are
                 allowed, or a stage refuses its input.
             StageError: when stages were given up; everything that does not need them is done, and the report names them.
+                A :class:`harness.execute.DiskFull` when there is no space left on the disk.
         """
+        try:
+            self._run(device, overrides, command)
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            raise DiskFull(disk.line(self.root, "the run")) from error
+
+    def _run(self, device: Literal["cpu", "cuda"], overrides: Mapping[str, object], command: str) -> None:
         with store.locked(self.root, self.preset.name):
             blueprint, stages, done = self._plan()
+            caching.Keeper(self.root, stages, self._bound).check(done)
+            coming = caching.to_write(self.root, stages, done, self._bound) + self._others(blueprint)
+            needs.check_disk(self.preset, needs.free_disk(self.root), coming)
+            for entry in store.entries(self.root):
+                if entry.stage in done and not entry.cache:
+                    store.renew_times(self.root, entry)
             complete = [name for name in blueprint.training.corpora if f"corpus/{name}" in done]
             left_out.refuse(self.root, complete, self._skip_unreadable)
             if len(done) == len(stages):
@@ -140,7 +169,7 @@ class Session:
 
                 record(None)
                 with progress.display(self.console, stages, done, executor.width) as watcher:
-                    return Execution(stages, done, settings, executor, watcher, record).run()
+                    return Execution(stages, done, settings, executor, watcher, record, bound=self._bound).run()
 
             try:
                 failures = work(blueprint, stages, done)

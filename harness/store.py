@@ -3,6 +3,7 @@
 A stage works in ``TARGET.partial`` beside each of its targets. :func:`commit` renames them and only then writes the ledger
 entry ``stages/ID.json``; :func:`begin` removes that entry first. So a process killed at any instruction leaves either no entry
 (the stage is done again) or an entry whose outputs are complete, and nothing half-written is ever taken for a result.
+Outputs of a cache may be deleted later; their entry stays, so that what was made from them stays complete.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import filelock
 
@@ -30,20 +30,26 @@ _ORPHAN_SECONDS = 30.0
 
 
 class Output(Strict):
-    """One file that a stage wrote: its SHA-256 (hex) and its size in bytes."""
+    """One file that a stage wrote: its SHA-256 (hex), its size in bytes, and when it was last changed, by its file system.
+
+    A file of the same size and time is taken to be the one that was written; any other is read and hashed.
+    """
 
     sha256: str
     size: int
+    mtime_ns: int | None = None
 
 
 class Entry(Strict):
-    """A ledger entry. ``outputs`` maps paths relative to the run folder; ``digest`` is the stage's when it ran."""
+    """A ledger entry. ``outputs`` maps paths relative to the run folder; ``digest`` is the stage's when it ran; the outputs of
+    a ``cache`` may be gone."""
 
     stage: str
     digest: str
     version: int
     outputs: dict[str, Output]
     seconds: float
+    cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,20 +98,36 @@ def is_complete(root: Path, entry: Entry) -> bool:
         UserError: for an output that is there but changed: a truncated or edited file must not be built on, nor silently
             replaced, because someone may have edited it on purpose.
     """
-    paths = {name: root / name for name in entry.outputs}
-    if not all(p.is_file() for p in paths.values()):
-        return False
+    whole, why = inspect(root, entry)
+    if why is not None:
+        raise UserError(f"{why}. Delete it and run the same command again, which repeats only stage {entry.stage}")
+    return whole
+
+
+def inspect(root: Path, entry: Entry) -> tuple[bool, str | None]:
+    """Return whether every output of ``entry`` is there and is what the stage wrote, and which one is damaged, if one is.
+
+    A file whose size and time of change are those recorded is not read again.
+    """
+    stats: dict[str, os.stat_result] = {}
+    for name in entry.outputs:
+        if not (root / name).is_file():
+            return False, None
+        stats[name] = (root / name).stat()
     for name, output in entry.outputs.items():
-        size = paths[name].stat().st_size
-        if size != output.size:
-            _damaged(paths[name], entry.stage, f"it has {size} bytes, {output.size} were written")
-        if digest_file(paths[name]) != output.sha256:
-            _damaged(paths[name], entry.stage, "its SHA-256 is not the one recorded when it was written")
-    return True
+        found = stats[name]
+        if found.st_size != output.size:
+            return False, f"{root / name} is damaged: it has {found.st_size} bytes, {output.size} were written"
+        if found.st_mtime_ns != output.mtime_ns and digest_file(root / name) != output.sha256:
+            return False, f"{root / name} is damaged: its SHA-256 is not the one recorded when it was written"
+    return True, None
 
 
-def _damaged(path: Path, stage: str, why: str) -> NoReturn:
-    raise UserError(f"{path} is damaged: {why}. Delete it and run the same command again, which repeats only stage {stage}")
+def renew_times(root: Path, entry: Entry) -> None:
+    """Record when the outputs of a complete ``entry`` were last changed, if that differs: of a run folder that was copied."""
+    outputs = {k: v.model_copy(update={"mtime_ns": (root / k).stat().st_mtime_ns}) for k, v in entry.outputs.items()}
+    if outputs != entry.outputs:
+        write_json(entry_path(root, entry.stage), entry.model_copy(update={"outputs": outputs}).model_dump())
 
 
 def forget(root: Path, stage: str) -> None:
@@ -116,9 +138,12 @@ def forget(root: Path, stage: str) -> None:
 def begin(root: Path, stage: str, stage_digest: str, targets: Sequence[str], resumes: bool) -> None:
     """Open ``stage`` for work: forget its ledger entry and clear what an earlier attempt left.
 
-    A stage that ``resumes`` keeps the partial folder of an attempt with the same digest; any other starts from nothing.
+    A stage that ``resumes`` keeps the partial folder of an attempt with the same digest; any other starts from nothing. A cache
+    that is made again keeps its entry: what reads it stays complete, and its files are looked at before anyone uses them.
     """
-    forget(root, stage)
+    before = read_entry(root, stage)
+    if before is None or not before.cache or before.digest != stage_digest:
+        forget(root, stage)
     marker = entry_path(root, stage).with_suffix(".begun")
     same = marker.is_file() and marker.read_text(encoding="utf-8") == stage_digest
     for target in targets:
@@ -130,7 +155,15 @@ def begin(root: Path, stage: str, stage_digest: str, targets: Sequence[str], res
     marker.write_text(stage_digest, encoding="utf-8")  # written last: a torn marker cannot equal a digest
 
 
-def commit(root: Path, stage: str, stage_digest: str, version: int, targets: Sequence[str], seconds: float) -> Entry:
+def clear(root: Path, targets: Sequence[str]) -> None:
+    """Delete what an attempt at a stage left of its targets."""
+    for target in targets:
+        remove(partial(root, target))
+
+
+def commit(
+    root: Path, stage: str, stage_digest: str, version: int, targets: Sequence[str], seconds: float, cache: bool = False
+) -> Entry:
     """Move the partial targets of ``stage`` into place and write its ledger entry.
 
     Raises:
@@ -145,13 +178,14 @@ def commit(root: Path, stage: str, stage_digest: str, version: int, targets: Seq
         for file in files:
             name = file.relative_to(source)
             key = (Path(target) / name).as_posix() if source.is_dir() else target
-            outputs[key] = Output(sha256=digest_file(file), size=file.stat().st_size)
+            made = file.stat()
+            outputs[key] = Output(sha256=digest_file(file), size=made.st_size, mtime_ns=made.st_mtime_ns)
     for target in targets:
         destination = root / target
         if destination.is_dir():  # a rename cannot replace a folder that holds files
             remove(destination)
         partial(root, target).replace(destination)
-    entry = Entry(stage=stage, digest=stage_digest, version=version, outputs=outputs, seconds=round(seconds, 3))
+    entry = Entry(stage=stage, digest=stage_digest, version=version, outputs=outputs, seconds=round(seconds, 3), cache=cache)
     write_json(entry_path(root, stage), entry.model_dump())
     remove(entry_path(root, stage).with_suffix(".begun"))
     return entry

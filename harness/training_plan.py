@@ -25,7 +25,7 @@ from harness.config import Preset, Train, load_recipe, load_variant
 from harness.plan import Stage
 from harness.real import Assemble, CorpusSource, TrainingStage
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources, digest
-from harness.stages import corpus, data, models, student
+from harness.stages import corpus, data, encode, models, student
 from students.options import DistilOptions
 
 #: What of a corpus's source shapes its rows; the rest is for the plan.
@@ -59,6 +59,8 @@ class TrainingPlan:
         found = []
         for role in self.sources.made():
             found.append(self._assembled(role) if isinstance(self.sources.of(role), Assemble) else self._trained(role))
+        if self.preset.training is not None:
+            found.append(self._encode())
         if self.preset.training is not None and not self.preset.training.live_teacher:
             found.append(self._signal(self.preset.training))
         return found
@@ -152,6 +154,22 @@ class TrainingPlan:
 
     # ---- training ----------------------------------------------------------------------------------------------------------
 
+    def _encode(self) -> Stage:
+        reads, given = self.sources.inputs("base")
+        return Stage(
+            id="encode",
+            kind="encode",
+            run="harness.stages.encode:run",
+            version=encode.STAGE_VERSION,
+            config={},
+            targets=(encode.TARGET,),
+            reads=("data", *reads),
+            given=given,
+            places={"base": self.sources.place("base")},
+            cache=True,
+            plans=encode.PLANS,
+        )
+
     def _signal(self, training: DistilOptions) -> Stage:
         reads, given = self.sources.inputs("teacher")
         packing = training.model_dump(mode="json", include={"rows", "turns"})  # shapes the arithmetic of the pass
@@ -220,6 +238,7 @@ class TrainingPlan:
             given=given,
             places={"base": self.sources.place("base"), "teacher": self.sources.place("teacher")},
             resumes=training.save_every is not None,
+            uses=(encode.TARGET,),
         )
 
     def _streamed(self, label: str, folder: str, name: str, seed: int, stage: TrainingStage, start: str | None) -> Stage:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from harness import plan, store
+from harness import disk, plan, store
 from harness.base import OFFLINE, UserError, offline
 from harness.ranks import Membership, taking_part
 
@@ -97,7 +97,8 @@ class Message:
 
     Attributes:
         kind: ``begin``, ``progress``, ``done``, ``failed`` (an error that is not the input's), ``refused`` (bad input),
-            ``died`` (its process is gone without a word), or ``ended`` (the job is over; nothing more comes of it).
+            ``full`` (no space left on the disk), ``died`` (its process is gone without a
+            word), or ``ended`` (the job is over; nothing more comes of it).
         stage: id of the stage concerned; none where a process died before it began one.
         done: units of work done, of ``total``.
         seconds: that a ``done`` stage took.
@@ -176,11 +177,17 @@ def _attempt(
         store.begin(settings.root, stage.id, digest, stage.targets, stage.resumes)
         compute(Context(stage, settings, memory, _reporter(stage.id, send)))
         seconds = time.monotonic() - started
-        store.commit(settings.root, stage.id, digest, stage.version, stage.targets, seconds)
+        store.commit(settings.root, stage.id, digest, stage.version, stage.targets, seconds, stage.cache)
     except UserError as error:
         send(Message("refused", stage.id, text=str(error), trace=traceback.format_exc()))
         return False
     except Exception as error:  # noqa: BLE001 - it crosses to the parent, which decides what becomes of it
+        if disk.is_full(error):
+            text = disk.line(settings.root, f"stage {stage.id}")
+            if not stage.resumes:  # nobody can use it, and others need the room
+                store.clear(settings.root, stage.targets)
+            send(Message("full", stage.id, text=text, trace=traceback.format_exc()))
+            return False
         line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
         repeats = isinstance(error, FloatingPointError)  # the same numbers in the same order are as little finite again
         send(Message("failed", stage.id, text=line, trace=traceback.format_exc(), repeats=repeats))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.base import UserError
@@ -14,6 +15,7 @@ from harness.base import UserError
 if TYPE_CHECKING:
     from students.data.pack import Batch
 
+Ids = NDArray[np.int64]
 #: Tokens shown of each side of a disagreement.
 SHOWN = 6
 
@@ -35,18 +37,34 @@ def aligned(student: Batch, teacher: Batch, ids: Sequence[str], cut: Sequence[bo
     """
     if np.array_equal(student.labels.numpy(), teacher.labels.numpy()) and torch.equal(student.sample, teacher.sample):
         return None
-    mine, theirs = _by_sample(student), _by_sample(teacher)
+    mine, theirs = by_sample(student), by_sample(teacher)
     kept, start = [], 0
-    for name, was_cut, own, other in zip(ids, cut, mine, theirs, strict=True):
-        same = np.array_equal(own, other[: len(own)]) and (was_cut or len(own) == len(other))
-        if not same:
-            raise differ(name, own, other, names)
-        kept.append(start + np.arange(len(own)))
+    for own, other in zip(leading(mine, theirs, ids, cut, names), theirs, strict=True):
+        kept.append(start + np.arange(own))
         start += len(other)
     return torch.from_numpy(np.concatenate(kept))
 
 
-def _by_sample(batch: Batch) -> list[np.ndarray]:
+def leading(
+    mine: Sequence[Ids], theirs: Sequence[Ids], ids: Sequence[str], cut: Sequence[bool], names: Sequence[str]
+) -> list[int]:
+    """Return how many of each sample's supervised tokens the student has, which are the teacher's first ones.
+
+    Args:
+        mine, theirs: int64, the supervised tokens of each sample.
+        ids, cut, names: as in :func:`aligned`.
+
+    Raises:
+        UserError: naming the first sample whose tokens differ, and them.
+    """
+    for name, was_cut, own, other in zip(ids, cut, mine, theirs, strict=True):
+        if not (np.array_equal(own, other[: len(own)]) and (was_cut or len(own) == len(other))):
+            raise differ(name, own, other, names)
+    return [len(own) for own in mine]
+
+
+def by_sample(batch: Batch) -> list[Ids]:
+    """Return each sample's supervised tokens, from a batch on the host."""
     counts = np.bincount(batch.sample.numpy(), minlength=len(batch.indices))
     return np.split(batch.labels.numpy(), np.cumsum(counts)[:-1])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from harness.base import UserError, unknown
 from students.batch import sample_mean, wide
+from students.bins import Bins
 
 if TYPE_CHECKING:
     from students.data.pack import Batch
@@ -24,12 +26,40 @@ STATES = frozenset({"teacher_prompt", "teacher_vision"})
 
 @dataclass
 class Seen:
-    """One micro-batch as the gate's features see it: hidden states [R, L, H], logits [N, V], what the teacher said or None."""
+    """One micro-batch as the gate's features see it.
+
+    Attributes:
+        batch: the micro-batch.
+        hidden: hidden states [R, L, H].
+        logits: [N, V]; [0, V] where they were made in chunks.
+        said: what the teacher said, or None.
+        scalars: {"student" or "teacher": [B, 2]}, see :func:`scalars`, where logits were made in chunks.
+    """
 
     batch: Batch
     hidden: Tensor
     logits: Tensor
     said: Said | None
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def token_scalars(logits: Tensor) -> Tensor:
+    """Return [N, 2]: each token's entropy as a share of log V, and its top probability; logits [N, V], -inf where banned."""
+    log_p = wide(logits.detach()).log_softmax(-1)
+    p = log_p.exp()
+    entropy = -(p * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1) / torch.log(torch.tensor(float(logits.shape[-1])))
+    return torch.stack([entropy, p.amax(-1)], 1)
+
+
+def sample_scalars(tokens: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Return [B, 2], the means of :func:`token_scalars` [N, 2] over each sample's answer tokens.
+
+    Args:
+        tokens: [N, 2].
+        sample: [N] int64 in 0..count-1.
+        count: B.
+    """
+    return torch.stack([sample_mean(column, sample, count) for column in tokens.unbind(1)], 1)
 
 
 def scalars(logits: Tensor, sample: Tensor, count: int) -> Tensor:
@@ -40,10 +70,7 @@ def scalars(logits: Tensor, sample: Tensor, count: int) -> Tensor:
         sample: [N] int64 in 0..count-1.
         count: B.
     """
-    log_p = wide(logits.detach()).log_softmax(-1)
-    p = log_p.exp()
-    entropy = -(p * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1) / torch.log(torch.tensor(float(logits.shape[-1])))
-    return torch.stack([sample_mean(entropy, sample, count), sample_mean(p.amax(-1), sample, count)], 1)
+    return sample_scalars(token_scalars(logits), sample, count)
 
 
 def _normed(state: Tensor) -> Tensor:
@@ -68,6 +95,7 @@ class Features:
     def __init__(self, names: Sequence[str], adapter: Adapter, voice: Voice | None, feed: Feed) -> None:
         self.names, self.adapter, self.feed = tuple(names), adapter, feed
         self.states = bool(STATES & set(self.names))
+        self.vocabulary = voice.vocabulary_size if voice is not None else 0
         student = {"student_prompt": (adapter.hidden_size, self._student_prompt), "student_scalars": (2, self._student_scalars)}
         known: dict[str, tuple[int, Callable[[Seen], Tensor]]] = dict(student)
         if voice is not None:
@@ -104,10 +132,18 @@ class Features:
         return torch.where(_known(said.seen)[:, None], _normed(_known(said.vision)), 0.0)
 
     def _student_scalars(self, seen: Seen) -> Tensor:
+        if "student" in seen.scalars:
+            return seen.scalars["student"]
         return scalars(seen.logits, seen.batch.sample, len(seen.batch.indices))
 
     def _teacher_scalars(self, seen: Seen) -> Tensor:
-        return scalars(_said(seen).logits, seen.batch.sample, len(seen.batch.indices))
+        if "teacher" in seen.scalars:
+            return seen.scalars["teacher"]
+        said = _said(seen)
+        if isinstance(said.logits, Bins):  # the whole distribution's entropy is known without it
+            top = sample_mean(said.logits.logits[:, :-1].amax(-1).exp(), seen.batch.sample, len(seen.batch.indices))
+            return torch.stack([said.entropy.to(top.device) / math.log(self.vocabulary), top], 1)
+        return scalars(said.logits, seen.batch.sample, len(seen.batch.indices))
 
     def _scalars(self, seen: Seen) -> Tensor:
         return torch.cat([self._teacher_scalars(seen), self._student_scalars(seen)], 1)

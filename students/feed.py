@@ -7,6 +7,8 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.base import UserError
@@ -14,7 +16,8 @@ from students.data.pack import Batch, Encoded, collate, groups, schedule
 from students.data.samples import TrainingSet
 from students.data.truncation import counts as counted
 from students.data.truncation import line
-from students.teachers import data_digest, pixel_table
+from students.teachers import data_digest
+from students.vision import pictures
 from students.vocabulary import refuse_beyond
 
 if TYPE_CHECKING:
@@ -79,12 +82,14 @@ class Feed(abc.ABC):
         size: S, how many samples there are.
         planted: whether some samples are known to be blind.
         shared: V and the student's tokens, where there is a teacher: labels are of the V tokens that both know.
+        vision: where features of images were stored: by model ("student", "teacher"), whether it read them, or why not.
     """
 
     steps: int
     size: int
     planted: bool = False
     shared: tuple[int, Sequence[str]] | None = None
+    vision: Mapping[str, str] = MappingProxyType({})
 
     def known(self, batch: Batch) -> Batch:
         """Return the batch, on the host, if both models know its labels; see :func:`students.vocabulary.refuse_beyond`."""
@@ -110,7 +115,8 @@ class Feed(abc.ABC):
 
     def totals(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """What training.json says of the rows that were taken, repeats counted."""
-        return {"samples": self.size, **{name: counts[name] for name in COUNTED}, "note": line(counts)}
+        facts = {"samples": self.size, **{name: counts[name] for name in COUNTED}, "note": line(counts)}
+        return {**facts, "vision": dict(self.vision)} if self.vision else facts
 
     def blind(self, index: int) -> bool:  # noqa: ARG002 - packed data knows
         """Whether the teacher is known not to see the sample's image."""
@@ -126,11 +132,25 @@ class Feed(abc.ABC):
 class PackedFeed(Feed):
     """Samples in memory, questions about one image in one row.
 
+    Args:
+        data, encoded: the samples and their tokens.
+        options, seed: of the training.
+        adapter: the student, as it will learn.
+        vision: folder of stored features of the images; None where nothing is stored.
+
     Raises:
         UserError: when tokens and samples do not fit, or an option is for streams alone.
     """
 
-    def __init__(self, data: TrainingSet, encoded: Encoded, options: DistilOptions, seed: int, adapter: Adapter) -> None:
+    def __init__(
+        self,
+        data: TrainingSet,
+        encoded: Encoded,
+        options: DistilOptions,
+        seed: int,
+        adapter: Adapter,
+        vision: Path | None = None,
+    ) -> None:
         if len(encoded) != len(data):
             raise UserError(f"{len(encoded)} encoded samples do not fit {len(data)} samples")
         for name in ("max_length", "template"):
@@ -142,7 +162,9 @@ class PackedFeed(Feed):
         self.rows = groups(encoded, options.turns, seed)
         self.steps = options.steps or max(1, math.floor((options.epochs or 0) * len(self.rows) / options.rows))
         self.size, self.planted = len(data), any(s.blind for s in data)
-        self.pixels = pixel_table(adapter, data)
+        self.pixels, why = pictures.table(adapter, data, vision, options.precision == "bf16")
+        if vision is not None:
+            self.vision = {"student": why}
         self._next = 0
         self._rows: Iterator[Members] = iter(())
 

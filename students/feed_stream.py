@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.base import UserError
@@ -12,6 +13,7 @@ from students.data.conversations import Conversation, Corpus, Row
 from students.data.order import Order
 from students.data.truncation import counts, take
 from students.feed import Feed, Hearing, Members, Part
+from students.vision import pictures
 
 if TYPE_CHECKING:
     from students.models._base import Adapter
@@ -30,13 +32,20 @@ class StreamFeed(Feed):
         seed: of the order.
         student: reads them.
         teacher: a live teacher that reads the same, or None.
+        vision: folder of stored features, for whichever of the two has that tower; None where nothing is stored.
 
     Raises:
         UserError: for an order that cannot be made, or a template that the student's family does not have.
     """
 
     def __init__(
-        self, corpus: Corpus, options: DistilOptions, seed: int, student: Adapter, teacher: Adapter | None = None
+        self,
+        corpus: Corpus,
+        options: DistilOptions,
+        seed: int,
+        student: Adapter,
+        teacher: Adapter | None = None,
+        vision: Path | None = None,
     ) -> None:
         self.corpus, self.student, self.teacher, self.limit = corpus, student, teacher, options.max_length
         self.overlong = options.overlong
@@ -44,6 +53,12 @@ class StreamFeed(Feed):
             _speak(student, options.template)
             if teacher is not None and hasattr(type(teacher), "template"):
                 _speak(teacher, options.template)
+        self._seen, why = pictures.corpus(corpus, student, vision, options.precision == "bf16")
+        self._heard, heard = self._seen, why
+        if teacher is not None:
+            self._heard, heard = pictures.corpus(corpus, teacher, vision, options.teacher_dtype == "bfloat16")
+        if vision is not None:
+            self.vision = {"student": why, **({} if teacher is None else {"teacher": heard})}
         self.order = Order(
             corpus.lengths, corpus.shows, options.rows, seed, options.grouping, epochs=options.epochs, steps=options.steps,
             megabatch=options.megabatch,
@@ -85,14 +100,16 @@ class StreamFeed(Feed):
         return ready.result() if ready is not None else self._thread.submit(self._make, members).result()
 
     def _make(self, members: Members) -> Part:
-        taken = [take(self.corpus, self.student, row[0], self.limit, self.overlong) for row in members]
+        taken = [take(self._seen, self.student, row[0], self.limit, self.overlong) for row in members]
         indices, rows = tuple(each.index for each in taken), [each.row for each in taken]
         ids = tuple(each.conversation.id for each in taken)
         batch = self.known(self.student.collate(rows, indices))
         cut = tuple(row.cut > 0 for row in rows)
         hearing = None
         if self.teacher is not None:
-            heard = [self.teacher.row(each.conversation, each.pictures, _limit(each.row)) for each in taken]
+            alike = isinstance(self._seen, pictures.Seen) == isinstance(self._heard, pictures.Seen)
+            shown = [each.pictures if alike else pictures.read(self._heard, each.conversation.images) for each in taken]
+            heard = [self.teacher.row(each.conversation, p, _limit(each.row)) for each, p in zip(taken, shown, strict=True)]
             said = self.teacher.collate(heard, indices)
             hearing = Hearing(said, aligned(batch, said, ids, cut, self._names))
         return Part(

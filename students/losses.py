@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from harness.base import UserError
 from students import energies
 from students.batch import Tap, TokenBatch, label_nll, sample_mean
+from students.bins import Bins, binned
 from students.energies._base import Energy
 from students.recipe import Recipe, Variant
 
@@ -65,7 +67,7 @@ class Losses(nn.Module):
         labels: Tensor,
         sample: Tensor,
         count: int,
-        teacher: Tensor | None = None,
+        teacher: Tensor | Bins | None = None,
         taps: Mapping[str, Tap] | None = None,
     ) -> ChannelLosses:
         """Return the losses of a micro-batch.
@@ -77,7 +79,7 @@ class Losses(nn.Module):
             logits: the student's, [N, width of its head].
             labels, sample: [N] int64.
             count: B.
-            teacher: [N, V or more], needed by every channel but "ce".
+            teacher: logits [N, V or more], or bins of N tokens; needed by every channel but "ce".
             taps: features of both models, for the energies that need them.
         """
         values: dict[str, Tensor] = {}
@@ -88,18 +90,93 @@ class Losses(nn.Module):
                 values[channel] = sample_mean(label_nll(logits, labels), sample, count)
                 continue
             if shared is None:
-                if teacher is None:
-                    raise ValueError(f"channel {channel!r} was asked for without a teacher")
-                shared = TokenBatch(logits[:, : self.vocabulary], teacher[:, : self.vocabulary], labels, sample, taps)
-            energy = self.energy(channel)
-            found = energy(shared)
-            values[channel] = sample_mean(found, sample, count) if energy.level == "token" else found
-            present = energy.present(shared)
+                shared = self._shared(channel, logits, labels, sample, teacher, taps)
+            found = self._found(channel, shared)
+            values[channel] = sample_mean(found, sample, count) if self.energy(channel).level == "token" else found
+            present = self.energy(channel).present(shared)
             if present is not None:
                 mask[channel] = present
-            if self.training:
-                self._count(channel, energy.logs)
         return ChannelLosses(values, mask)
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether some of the tokens may be compared without the others: no energy of samples reads logits."""
+        built = [self.energy(channel) for channel in self.energies]
+        return not any(energy.level == "sample" and energy.reads_logits for energy in built)
+
+    def of_tokens(
+        self, logits: Tensor, labels: Tensor, sample: Tensor, teacher: Tensor | Bins | None, taps: Mapping[str, Tap] | None
+    ) -> dict[str, Tensor]:
+        """Return {channel: [n]} of the channels that have a value for each token, for n of a micro-batch's tokens.
+
+        The arguments are those of :meth:`forward`; :meth:`of_samples` takes the values of all tokens.
+        """
+        values: dict[str, Tensor] = {}
+        shared = None
+        for channel in self.channels:
+            if channel == "ce":
+                values[channel] = label_nll(logits, labels)
+            elif self.energy(channel).level == "token":
+                if shared is None:
+                    shared = self._shared(channel, logits, labels, sample, teacher, taps)
+                values[channel] = self._found(channel, shared)
+        return values
+
+    def of_samples(
+        self, tokens: Mapping[str, Tensor], labels: Tensor, sample: Tensor, count: int, taps: Mapping[str, Tap] | None
+    ) -> ChannelLosses:
+        """Return what :meth:`forward` does, from the values of :meth:`of_tokens`; energies of samples see no logits.
+
+        Args:
+            tokens: {channel: [N]}.
+            labels, sample, count, taps: as in :meth:`forward`.
+        """
+        values: dict[str, Tensor] = {}
+        mask: dict[str, Tensor] = {}
+        nothing = torch.zeros(len(labels), 0, device=labels.device)
+        shared = TokenBatch(nothing, nothing, labels, sample, taps)
+        for channel in self.channels:
+            values[channel] = sample_mean(tokens[channel], sample, count) if channel in tokens else self._found(channel, shared)
+            present = None if channel == "ce" else self.energy(channel).present(shared)
+            if present is not None:
+                mask[channel] = present
+        return ChannelLosses(values, mask)
+
+    def _shared(
+        self,
+        channel: str,
+        logits: Tensor,
+        labels: Tensor,
+        sample: Tensor,
+        teacher: Tensor | Bins | None,
+        taps: Mapping[str, Tap] | None,
+    ) -> TokenBatch:
+        """What the energies see, ``channel`` the first of them."""
+        if teacher is None:
+            raise ValueError(f"channel {channel!r} was asked for without a teacher")
+        own = logits[:, : self.vocabulary]
+        if isinstance(teacher, Bins):
+            self._refuse_bins()
+            return TokenBatch(binned(own, teacher.ids), teacher.logits, labels, sample, taps)
+        return TokenBatch(own, teacher[:, : self.vocabulary], labels, sample, taps)
+
+    def _refuse_bins(self) -> None:
+        """Raise a UserError for energies that need more of a teacher than its likeliest tokens."""
+        whole = [channel for channel in self.energies if not self.energy(channel).bins]
+        if whole:
+            raise UserError(
+                f"{' and '.join(whole)} (as set here) cannot be taken from the teacher's likeliest tokens and one bin for the"
+                " others, and its signal has no more (form topk); give it the form exact or half (preset: signal), or run the"
+                " teacher beside the student (--live-teacher)"
+            )
+
+    def _found(self, channel: str, shared: TokenBatch) -> Tensor:
+        """Ask an energy, and count what it logs."""
+        energy = self.energy(channel)
+        found: Tensor = energy(shared)
+        if self.training:
+            self._count(channel, energy.logs)
+        return found
 
     def energy(self, channel: str) -> Energy:
         """Return the energy of a channel other than "ce"."""

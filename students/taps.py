@@ -16,31 +16,32 @@ from students.blind import Blind
 from students.data.pack import Batch, Encoded, collate, encode, prefixes
 from students.data.samples import TrainingSet
 from students.models._base import TAPS, Adapter, common_vision_tokens
-from students.teachers import pixel_table
+from students.vision import pictures
+from students.vision.pictures import MEAN_IMAGE, mean_image
 
 #: Taps that an energy may name in ``needs``; see :meth:`students.models._base.Adapter.observe`.
 NAMES = frozenset(TAPS)
 
-MEAN_IMAGE = "(mean image)"  # a key that no image can have: the others are hexadecimal
 
-
-def shown(data: TrainingSet, encoded: Encoded, table: Mapping[str, Tensor]) -> tuple[Encoded, dict[str, Tensor]]:
+def shown(data: TrainingSet, encoded: Encoded, table: Mapping[str, Tensor]) -> tuple[Encoded, Mapping[str, Tensor]]:
     """Return what the teacher is shown: to blind samples with an image, the mean of the training images in its place.
 
     Args:
         data: the samples.
         encoded: their tokens.
-        table: preprocessed pixels float32 [3, H, W] of every image that a sample shows.
+        table: preprocessed pixels float32 [3, H, W] of every image that a sample shows; or features, those of the mean image
+            among them where anyone is blind: a tower's features of a mean are not the mean of its features.
 
     Returns:
         ``encoded`` with the blind samples' image keys replaced, and the table with the mean image added (if anyone is blind).
     """
     blind = [s.blind and s.image is not None for s in data]
     if not any(blind):
-        return encoded, dict(table)
-    mean = torch.as_tensor(sum(table.values()) / len(table))
+        return encoded, table
     images = tuple(MEAN_IMAGE if b else image for b, image in zip(blind, encoded.images, strict=True))
-    return replace(encoded, images=images), {**table, MEAN_IMAGE: mean}
+    if MEAN_IMAGE not in table:
+        table = {**table, MEAN_IMAGE: mean_image(table)}
+    return replace(encoded, images=images), table
 
 
 def widths(names: Collection[str], student: Adapter, teacher: Adapter) -> dict[str, tuple[int, int]]:
@@ -55,9 +56,11 @@ def widths(names: Collection[str], student: Adapter, teacher: Adapter) -> dict[s
     return {name: (student.tap_width(name), teacher.tap_width(name)) for name in sorted(names)}
 
 
-def _unequal(student: int, teacher: int) -> UserError:
+def unequal(student: int | None, teacher: int) -> UserError:
+    """Build the error for models that make different numbers of tokens of an image."""
+    count = "a variable number of" if student is None else student
     return UserError(
-        f"an image takes {student} tokens for the student and {teacher} for the teacher; taps compare them one to one,"
+        f"an image takes {count} tokens for the student and {teacher} for the teacher; taps compare them one to one,"
         " so both need the same image size and patch size"
     )
 
@@ -96,6 +99,7 @@ class LiveTeacher:
         device: "cpu", "cuda" or another that torch knows.
         blind_teacher: what the cached signal told blind samples (``TeacherSignal.blind_teacher``).
         dtype: what its weights are stored in.
+        vision: folder of stored features of the images, read where its tower is that tower; None where nothing is stored.
 
     Raises:
         UserError: for a checkpoint that cannot be read, or blind samples that were told something else than about the mean
@@ -109,12 +113,14 @@ class LiveTeacher:
         device: torch.device | str,
         blind_teacher: str = str(Blind()),
         dtype: torch.dtype = torch.float32,
+        vision: Path | None = None,
     ) -> None:
         refuse_mixture(data, blind_teacher)
         self.adapter = frozen(folder, device, dtype)
         self.device, self.dtype = torch.device(device), dtype
         encoded = encode(data.samples, self.adapter.processor)
-        self.encoded, self.pixels = shown(data, encoded, pixel_table(self.adapter, data))
+        table, self.vision = pictures.table(self.adapter, data, vision, dtype == torch.bfloat16)
+        self.encoded, self.pixels = shown(data, encoded, table)
         self._prefixes = prefixes(self.encoded)
         self.passes = 0  # samples observed, repeats counted
 
@@ -232,7 +238,7 @@ def pair(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Ba
         mine, other = student[name], teacher[name]
         axis = 2 if name == "attention" else 1
         if mine.shape[axis] != other.shape[axis]:
-            raise _unequal(mine.shape[axis], other.shape[axis])
+            raise unequal(mine.shape[axis], other.shape[axis])
         if name == "attention":
             _same_text(batch, teacher["text_tokens"].tolist())
             owner = torch.where(batch.image >= 0, torch.arange(len(mine), device=mine.device), -1)

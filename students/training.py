@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +19,7 @@ from students.distributed import ranks
 from students.dynamics import SNAPSHOT_LIMIT, Recorder, Step
 from students.features import Features, Seen
 from students.feed import Members, Part
+from students.head import Head, Read, shown, spoken
 from students.learning import Learning
 from students.losses import ChannelLosses, GradientNorms, Losses
 from students.optimise import Optimiser
@@ -44,7 +45,7 @@ NAMED = 20
 
 @dataclass
 class Passed:
-    """One micro-batch after its forward pass; ``batch`` is on the device."""
+    """One micro-batch after its forward pass; ``batch`` is on the device, and see :class:`students.head.Read`."""
 
     part: Part
     batch: Batch
@@ -52,6 +53,8 @@ class Passed:
     logits: Tensor
     said: Said | None
     losses: ChannelLosses
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    shown: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Training:
@@ -93,12 +96,13 @@ class Training:
         teacher = self.voice.adapter if self.voice else None
         if teacher is not None:
             self.learning.watch(teacher)
-        widths = taps.widths(self.wanted, self.adapter, teacher) if teacher else {}
+        widths = self.voice.widths(self.wanted, self.adapter) if self.voice else {}
         # generators of their own, so that no loss or weighting moves anything else's random numbers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.losses = Losses(recipe, variant, widths, shared).to(where)
         self.features = Features(read, self.adapter, self.voice, self.feed)
+        self.head = Head(self.adapter, self.losses, self.accelerator.autocast, self.features.names)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.weighting = weightings.build(name, recipe.channels, self.features.width or None, **variant.weighting).to(where)
@@ -174,7 +178,7 @@ class Training:
             with self.parallel.accumulating(last=place == len(micro)):
                 with self.parallel.together():
                     part = self._forward(number, shared[self.ranks.rank])
-                    seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said)
+                    seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said, part.scalars)
                     features = self.features(seen)
                 found, features = self.parallel.all(part.losses, features, sizes)
                 out = self.weighting(found.by_channel, features=features, mask=found.mask)
@@ -208,19 +212,33 @@ class Training:
             part = self.feed.part(rows)
         self.load.rows, self.load.longest = len(rows), part.longest
         batch = part.batch.to(self.accelerator.device)
-        with self.accelerator.autocast():
-            hidden, logits, mine = self.parallel.run(self._student, batch)
-        said = None
-        if self.voice is not None and self.asks(number):
-            said = self.voice.hear(part, batch, mine, number > 0 and self.recorder.keeps(number), self.features.states)
-        teacher, paired = (said.logits, said.taps) if said else (None, None)
-        losses = self.losses(logits, batch.labels, batch.sample, len(batch.indices), teacher, paired)
-        return Passed(part, batch, hidden, logits, said, losses)
+        if self.parallel.sharded:  # the head's weights are whole inside the engine's pass alone
+            with self.accelerator.autocast():
+                hidden, logits, mine = self.parallel.run(self._student, batch)
+            said = self._hear(number, part, batch, mine)
+            read = self.head.of_logits(logits, batch, said)
+        else:
+            hidden, said, read = self.parallel.run(self._compare, number, part, batch)
+        return Passed(part, batch, hidden, read.logits, said, read.losses, read.scalars, read.shown)
 
     def _student(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Hidden states [R, L, H], logits [N, V] at the supervised tokens, and taps, of rows on the device."""
         hidden, mine = self.adapter.observe(batch, self.wanted)
         return hidden, self.adapter.head(self.adapter.supervised(hidden, batch)), mine
+
+    def _compare(self, number: int, part: Part, batch: Batch) -> tuple[Tensor, Said | None, Read]:
+        """Hidden states [R, L, H], what the teacher says, and the losses, of rows on the device."""
+        with self.accelerator.autocast():
+            hidden, mine = self.adapter.observe(batch, self.wanted)
+            states = self.adapter.supervised(hidden, batch)
+        said = self._hear(number, part, batch, mine)
+        return hidden, said, self.head(states, batch, said, number in (1, self.steps))
+
+    def _hear(self, number: int, part: Part, batch: Batch, mine: Mapping[str, Tensor]) -> Said | None:
+        """Ask the teacher, where the step uses what it says."""
+        if self.voice is None or not self.asks(number):
+            return None
+        return self.voice.hear(part, batch, mine, number > 0 and self.recorder.keeps(number), self.features.states)
 
     @torch.no_grad()
     def _evaluate(self, members: Members) -> dict[str, Tensor]:
@@ -239,11 +257,12 @@ class Training:
     def _detached(self, number: int, passed: Passed, parts: int) -> Passed:
         """Let go of the graph, of hidden states and taps, and of logits that nobody will look at."""
         losses = _without_graph(passed.losses)
-        small = passed.logits.numel() * parts * self.options.flush_every <= EVIDENCE_LIMIT
-        keep = small or number in (1, self.steps)  # those two steps' logits become histograms
         logits, said = passed.logits.detach(), passed.said
+        small = logits.numel() * parts * self.options.flush_every <= EVIDENCE_LIMIT
+        # the first and the last step's logits become histograms; of chunks there are none to keep
+        keep = (small or number in (1, self.steps)) and len(logits) == len(passed.batch.labels)
         if said is not None:
-            teacher = said.logits if keep else said.logits[:0]
+            teacher = said.logits[:] if keep else said.logits[:0]
             said = replace(said, logits=teacher, prompt=None, vision=None, seen=None, taps=None)
         return replace(
             passed, hidden=passed.hidden[:0].detach(), logits=logits if keep else logits[:0], said=said, losses=losses
@@ -263,12 +282,10 @@ class Training:
         channels = self.recipe.channels
         sizes = torch.tensor([len(found.presence()[channels[0]]) for found in losses], dtype=torch.float32)
         shares = (sizes / sizes.sum()).to(norm.device)
-        logits = torch.cat([p.logits for p in parts])
-        said = [p.said.logits for p in parts if p.said is not None]
-        kept = {"student": logits} | ({"teacher": torch.cat(said)} if said else {})
+        kept = spoken(parts)
         for when, at in (("early", 1), ("late", self.steps)):
             if number == at:
-                spread = gathering.logits(self.ranks, kept, [len(p.batch.labels) for p in parts], SNAPSHOT_LIMIT)
+                spread = gathering.logits(self.ranks, shown(parts, kept), [len(p.batch.labels) for p in parts], SNAPSHOT_LIMIT)
                 self.recorder.snapshot(when, number, **spread)
         evidence = {"labels": torch.cat([p.batch.labels for p in parts])}
         evidence |= {f"{owner}_logits": values for owner, values in kept.items()}

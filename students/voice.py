@@ -14,13 +14,17 @@ from torch import Tensor
 from harness.base import UserError
 from students import taps
 from students.batch import Tap, sample_mean, wide
+from students.bins import Bins
 
 if TYPE_CHECKING:
+    from students.data.conversations import Corpus
     from students.data.pack import Batch, Encoded
     from students.data.samples import TrainingSet
     from students.feed import Part
     from students.models._base import Adapter
-    from students.teachers import TeacherSignal
+    from students.teacher_signal.kept import KeptVision
+    from students.teacher_signal.reading import TeacherSignal
+    from students.teacher_signal.stream_reading import StreamSignal
 
 
 @dataclass
@@ -28,7 +32,7 @@ class Said:
     """What the teacher says about the B samples and N supervised tokens of a micro-batch; without gradient.
 
     Attributes:
-        logits: [N, V], V the real vocabulary, aligned with the student's by (sample, n-th supervised token).
+        logits: [N, V] or bins, V the real vocabulary, aligned with the student's by (sample, n-th supervised token).
         entropy: [B] float32, nats, mean over a sample's tokens.
         correct: [B] bool, whether the greedy reply is the clean one; None where nobody asked to record it.
         prompt: [B, H] state at the last prompt position, on request.
@@ -37,7 +41,7 @@ class Said:
         taps: student's and teacher's features by name, on request.
     """
 
-    logits: Tensor
+    logits: Tensor | Bins
     entropy: Tensor
     correct: Tensor | None
     prompt: Tensor | None = None
@@ -76,19 +80,24 @@ class Voice(abc.ABC):
             states: whether ``prompt``, ``vision`` and ``seen`` are.
         """
 
+    def widths(self, wanted: frozenset[str], student: Adapter) -> dict[str, tuple[int, int]]:
+        """Return (student, teacher) size of each tap's last axis; see :func:`students.taps.widths`."""
+        return taps.widths(wanted, student, self.adapter) if self.adapter is not None else {}
+
     def facts(self, part: Part) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002 - a cached one reads it
         """Return entropy and correctness [B] where they are known without asking, else None."""
         return None
 
 
 class CachedVoice(Voice):
-    """A signal that was computed once for all students, with a live teacher for taps where an energy reads them.
+    """A signal that was computed once for all students, with what an energy reads beside it, kept or from a live teacher.
 
     Args:
         signal: the cached signal.
         data, encoded: the samples and their tokens.
-        live: for taps, or None where nobody reads any.
+        live: for taps, or None where nobody reads any that are not kept.
         device: where answers go.
+        kept: taps that are kept, or None.
 
     Raises:
         UserError: when the signal was made for other samples.
@@ -101,13 +110,22 @@ class CachedVoice(Voice):
         encoded: Encoded,
         live: taps.LiveTeacher | None,
         device: torch.device,
+        kept: KeptVision | None = None,
     ) -> None:
         if signal.ids != tuple(s.id for s in data):
             raise UserError("the teacher signal was made for other samples, or another order of them; remake it")
         self.signal, self.data, self.encoded, self.live, self.device = signal, data, encoded, live, device
         self.vocabulary, self.width, self.shared = signal.vocabulary, int(signal.prompt.shape[1]), len(signal.ids)
         self.vocabulary_size = signal.vocabulary_size
-        self.adapter = live.adapter if live else None
+        self.adapter, self.kept = live.adapter if live else None, kept
+        if kept is not None:
+            taps.refuse_mixture(data, signal.blind_teacher)
+            blind = [taps.MEAN_IMAGE if s.blind and s.image is not None else s.image for s in data]
+            self._shown: list[str | None] = blind
+
+    def widths(self, wanted: frozenset[str], student: Adapter) -> dict[str, tuple[int, int]]:
+        """As :meth:`Voice.widths`; of kept taps too."""
+        return super().widths(wanted, student) if self.kept is None else self.kept.widths(wanted, student)
 
     def hear(
         self,
@@ -131,7 +149,9 @@ class CachedVoice(Voice):
         if states:
             said.prompt, said.vision = signal.prompt_state(indices), signal.vision(indices)
             said.seen = torch.as_tensor(signal.seen[list(indices)])
-        if self.live is not None:
+        if self.kept is not None:
+            said.taps = taps.pair(student, self.kept.packed(part.members, self._shown), batch)
+        elif self.live is not None:
             wanted = taps.NAMES & student.keys()
             said.taps = taps.pair(student, self.live.observe(part.members, wanted), batch)
             self.passes += len(indices)
@@ -141,6 +161,57 @@ class CachedVoice(Voice):
         """Entropy and correctness as they were cached."""
         indices = list(part.batch.indices)
         return torch.as_tensor(self.signal.entropy[indices]), torch.as_tensor(self.signal.correct[indices])
+
+
+class CachedStreamVoice(Voice):
+    """A signal of a corpus that was computed once for all students.
+
+    Args:
+        signal: the cached signal.
+        corpus: the rows.
+        device: where answers go.
+        kept: taps that are kept, or None where nobody reads any.
+
+    Raises:
+        UserError: when the signal was made of another corpus.
+    """
+
+    def __init__(self, signal: StreamSignal, corpus: Corpus, device: torch.device, kept: KeptVision | None = None) -> None:
+        if signal.corpus != corpus.digest or len(signal) != len(corpus):
+            raise UserError(f"the teacher signal was made of another corpus than {corpus.name!r}; remake it")
+        self.signal, self.corpus, self.device, self.kept = signal, corpus, device, kept
+        self.vocabulary, self.vocabulary_size = signal.vocabulary, len(signal.vocabulary)
+        self.width, self.shared = signal.width, len(signal)
+
+    def widths(self, wanted: frozenset[str], student: Adapter) -> dict[str, tuple[int, int]]:
+        """As :meth:`Voice.widths`, of kept taps."""
+        return {} if self.kept is None else self.kept.widths(wanted, student)
+
+    def hear(
+        self,
+        part: Part,
+        batch: Batch,
+        student: Mapping[str, Tensor],
+        record: bool,  # noqa: ARG002 - the signal knows
+        states: bool,
+    ) -> Said:
+        """Look the rows up; see :meth:`Voice.hear`.
+
+        Raises:
+            UserError: for a row of which the student learns other tokens than the teacher spoke about.
+        """
+        told = self.signal.hear(part.batch, part.ids, part.cut)
+        said = Said(told.logits.to(self.device, non_blocking=True), told.entropy, told.correct)
+        if states:
+            said.prompt, said.vision, said.seen = self.signal.states(part.batch.indices)
+        if self.kept is not None:
+            said.taps = taps.pair(student, self.kept.streamed(part.batch, self.corpus), batch)
+        return said
+
+    def facts(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Entropy and correctness of the tokens that the student has."""
+        told = self.signal.hear(part.batch, part.ids, part.cut, distributions=False)
+        return told.entropy, told.correct
 
 
 def entropy_of(logits: Tensor, sample: Tensor, count: int) -> Tensor:

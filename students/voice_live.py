@@ -41,6 +41,7 @@ class PackedVoice(Voice):
         blind: what is said about blind samples.
         device: where the teacher is.
         dtype: what its weights are stored in.
+        vision: folder of stored features of the images, read where its tower is that tower; None where nothing is stored.
 
     Raises:
         UserError: for a checkpoint that cannot be read, or too few images to shuffle.
@@ -48,8 +49,17 @@ class PackedVoice(Voice):
 
     adapter: Adapter
 
-    def __init__(self, folder: Path, data: TrainingSet, blind: Blind, device: torch.device, dtype: torch.dtype) -> None:
-        self.teacher = taps.LiveTeacher(folder, data, device, dtype=dtype)  # blind samples see the mean image
+    def __init__(
+        self,
+        folder: Path,
+        data: TrainingSet,
+        blind: Blind,
+        device: torch.device,
+        dtype: torch.dtype,
+        vision: Path | None = None,
+    ) -> None:
+        # blind samples see the mean image
+        self.teacher = taps.LiveTeacher(folder, data, device, dtype=dtype, vision=vision)
         self.adapter, self.data, self.blind, self.device, self.dtype = self.teacher.adapter, data, blind, device, dtype
         self.vocabulary, self.vocabulary_size = self.adapter.tokens(), self.adapter.vocabulary_size
         self.width = self.adapter.hidden_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from harness.base import UserError, write_jsonl
 from tasks import bridge
 from tasks.catalogue import Protocol
-from tasks.prompting import prompts
 from tasks.questions import QuestionSet
 from tasks.scoring import prompt_digest
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tasks.lmms import CheckpointModel
 
+Logs = NDArray[np.float32]
 COLUMNS = ("protocol", "id", "nll", "confidence", "entropy", "teacher_agrees", "teacher_kl")
 
 
@@ -55,25 +56,41 @@ def evaluate(
 
     if model is None:
         model = CheckpointModel(checkpoint, batch_size=batch_size, device=device)
-    instances, task, documents = bridge.requests(protocol, questions)
-    model.task_dict[task] = documents
-    results = model.generate_until(instances)
+    asked = ask(model, protocol, questions)
+    ready = model.desk.prompts(asked.prompts, asked.pictures, _key(protocol, questions))
+    settings = [(int(i.args[1]["max_new_tokens"]), tuple(i.args[1]["until"])) for i in asked.instances]
+    results = model.replies(ready, settings)
     if len(results) != len(questions.questions):
         raise RuntimeError(f"{protocol.name}: {len(results)} replies to {len(questions.questions)} questions")
     rows = []
-    for question, instance, result in zip(questions.questions, instances, results, strict=True):
+    for question, prompt, result in zip(questions.questions, asked.prompts, results, strict=True):
         rows.append(
             {
                 "id": question.id,
                 "cluster": question.cluster,
                 "group": question.group,
-                "prompt_sha256": prompt_digest(instance.args[0]),
+                "prompt_sha256": prompt_digest(prompt),
                 "reply": result.text,
                 "tokens": result.token_counts.output_tokens,
             }
         )
     write_jsonl(replies_path, rows)
     return rows
+
+
+def ask(model: CheckpointModel, protocol: Protocol, questions: QuestionSet) -> bridge.Asked:
+    """Return what a protocol asks, built once for all models that share this one's desks.
+
+    Raises:
+        UserError: for questions that the protocol cannot ask.
+    """
+    return model.desks.remember(_key(protocol, questions), lambda: bridge.requests(protocol, questions))
+
+
+def _key(protocol: Protocol, questions: QuestionSet) -> tuple[str, ...]:
+    """Name questions and the way they are asked."""
+    ids = hashlib.sha256("\n".join(question.id for question in questions.questions).encode()).hexdigest()
+    return protocol.name, str(protocol.version), questions.digest, ids
 
 
 @dataclass(frozen=True)
@@ -85,18 +102,21 @@ class Diagnosis:
             confidence (largest probability) and entropy (nats) at the first answer token, teacher_agrees (the same most
             likely token as the teacher at every token of the gold answer), teacher_kl (nats, mean over those tokens of
             KL(teacher || model)). The last two are missing where there is no teacher.
-        logprobs: per question float32 [tokens, V]; a teacher's are what :func:`diagnose` takes for its students.
+        logprobs: per question float32 [tokens, V]; a teacher's are what :func:`diagnose` takes for its students. Empty where
+            they were not asked for.
     """
 
     rows: pd.DataFrame
-    logprobs: list[NDArray[np.float32]]
+    logprobs: list[Logs]
 
 
 def diagnose(
     model: CheckpointModel,
     protocol: Protocol,
     questions: QuestionSet,
-    teacher: Sequence[NDArray[np.float32]] | None = None,
+    teacher: Sequence[Logs] | None = None,
+    *,
+    keep: bool = True,
 ) -> Diagnosis:
     """Return the model's predictions of the gold answers, compared with the teacher's.
 
@@ -105,6 +125,7 @@ def diagnose(
         protocol: prompts.
         questions: what to ask; ``answer`` is the gold reply.
         teacher: :attr:`Diagnosis.logprobs` of the teacher on the same questions.
+        keep: return :attr:`Diagnosis.logprobs`; without it no question's outlive its batch.
 
     Raises:
         UserError: when the teacher's arrays are for other questions or another vocabulary, or the model predicts NaN.
@@ -114,37 +135,32 @@ def diagnose(
     asked = questions.questions
     if teacher is not None and len(teacher) != len(asked):
         raise UserError(f"{protocol.name}: the teacher's predictions are for {len(teacher)} questions, expected {len(asked)}")
-    shown = [None if question.image is None else questions.images[question.image] for question in asked]
-    answers = [question.answer for question in asked]
-    found = model.gold_logprobs(prompts(protocol, questions), shown, answers)
-    rows = []
-    for n, (question, logs) in enumerate(zip(asked, found, strict=True)):
+    built = ask(model, protocol, questions)
+    ready = model.desk.prompts(built.prompts, built.pictures, _key(protocol, questions))
+
+    def row(n: int, logs: Logs) -> tuple[tuple[Any, ...], Logs | None]:
+        question = asked[n]
         if np.isnan(logs).any():
             raise UserError(f"{protocol.name}: the model predicts NaN for question {question.id!r}: its weights are damaged")
         agrees, divergence = (None, None) if teacher is None else _compare(protocol, question.id, teacher[n], logs)
         ids = model.answer_ids(question.answer)
         first = np.exp(logs[0].astype(np.float64))
-        rows.append(
-            (
-                protocol.name,
-                question.id,
-                float(-logs[np.arange(len(ids)), ids].astype(np.float64).mean()),
-                float(first.max()),
-                _entropy(first, logs[0]),
-                agrees,
-                divergence,
-            )
-        )
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return Diagnosis(frame.astype({"teacher_agrees": "boolean", "teacher_kl": "Float64"}), found)
+        nll = float(-logs[np.arange(len(ids)), ids].astype(np.float64).mean())
+        values = (nll, float(first.max()), _entropy(first, logs[0]), agrees, divergence)
+        return (protocol.name, question.id, *values), logs if keep else None
+
+    found = model.predictions(ready, [question.answer for question in asked], row)
+    frame = pd.DataFrame([values for values, _ in found], columns=list(COLUMNS))
+    kept = [logs for _, logs in found if logs is not None]
+    return Diagnosis(frame.astype({"teacher_agrees": "boolean", "teacher_kl": "Float64"}), kept)
 
 
-def _entropy(probabilities: NDArray[np.float64], logs: NDArray[np.float32]) -> float:
+def _entropy(probabilities: NDArray[np.float64], logs: Logs) -> float:
     """Entropy in nats; a token of probability 0 adds nothing."""
     return float(-np.where(probabilities > 0, probabilities * np.where(probabilities > 0, logs, 0.0), 0.0).sum())
 
 
-def _compare(protocol: Protocol, name: str, teacher: NDArray[np.float32], student: NDArray[np.float32]) -> tuple[bool, float]:
+def _compare(protocol: Protocol, name: str, teacher: Logs, student: Logs) -> tuple[bool, float]:
     """Return whether the most likely tokens agree everywhere, and the mean KL(teacher || student) in nats."""
     if teacher.shape != student.shape:
         raise UserError(

@@ -37,16 +37,16 @@ class Replay(engine.lmms):  # type: ignore[misc]
 
 
 def readings(
-    protocol: Protocol, questions: QuestionSet, replies: Sequence[str]
+    protocol: Protocol, questions: QuestionSet, replies: Sequence[str], task: bridge.LocalTask | None = None
 ) -> tuple[list[parsers.Reading], Mapping[str, Any]]:
-    """Return the readings of replies in the questions' order, and lmms-eval's results.
+    """Return the readings of replies in the questions' order, and lmms-eval's results; ``task`` where it was built before.
 
     Raises:
         UserError: for questions that lmms-eval would score wrongly.
         RuntimeError: when lmms-eval scored another number of questions.
     """
     texts = [parsers.PARSERS[protocol.parser](reply) for reply in replies]
-    results = engine.run(Replay(texts), bridge.build(protocol, questions))
+    results = engine.run(Replay(texts), bridge.build(protocol, questions) if task is None else task)
     (samples,) = results["samples"].values()
     records = {int(sample["doc_id"]): sample for sample in samples}
     if sorted(records) != list(range(len(texts))):

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,6 +16,9 @@ from tasks.answers import Gold
 from tasks.catalogue import Protocol, hint, load
 from tasks.catalogue import protocol as find
 from tasks.questions import Question, QuestionSet
+
+if TYPE_CHECKING:
+    from tasks.bridge import Asked
 
 COLUMNS = ("protocol", "protocol_version", "id", "cluster", "group", "gold", "prediction", "score", "unparseable")
 _CANDIDATES = 8
@@ -118,11 +121,12 @@ def _present(
     return replace(questions, questions=tuple(present)), notes
 
 
-def _check_prompts(protocol: Protocol, questions: QuestionSet, rows: Sequence[Mapping[str, Any]]) -> None:
+def _check_prompts(protocol: Protocol, questions: QuestionSet, rows: Sequence[Mapping[str, Any]], asked: Asked | None) -> None:
     """Refuse replies that say they answered other prompts than the protocol's."""
     if not any("prompt_sha256" in row for row in rows):
         return
-    for row, prompt in zip(rows, prompting.prompts(protocol, questions), strict=True):
+    prompts = prompting.prompts(protocol, questions) if asked is None else asked.prompts
+    for row, prompt in zip(rows, prompts, strict=True):
         if row.get("prompt_sha256", prompt_digest(prompt)) != prompt_digest(prompt):
             raise UserError(f"{protocol.name}: the reply to {row['id']!r} was made for another prompt than this protocol's")
 
@@ -138,7 +142,11 @@ def _frame(
 
 
 def score(
-    protocol: Protocol | str, replies: Iterable[Mapping[str, Any]], gold: QuestionSet | None = None, partial: bool = False
+    protocol: Protocol | str,
+    replies: Iterable[Mapping[str, Any]],
+    gold: QuestionSet | None = None,
+    partial: bool = False,
+    asked: Asked | None = None,
 ) -> Scores:
     """Score saved replies.
 
@@ -148,6 +156,7 @@ def score(
             none; further fields are ignored.
         gold: the questions (:func:`tasks.gold` or :func:`tasks.load`); default: the protocol's own.
         partial: score the questions that have a reply and waive the number of rows.
+        asked: what ``gold`` asks under this protocol (:func:`tasks.evaluate.ask`), where it was built before.
 
     Returns:
         The protocol's number, per-question rows and per-group numbers.
@@ -164,7 +173,8 @@ def score(
     by_id, left_out = _by_id(protocol, questions, replies)
     questions, notes = _present(protocol, questions, by_id, partial)
     given = [by_id[question.id] for question in questions.questions]
-    _check_prompts(protocol, questions, given)
+    asked = asked if questions is gold else None  # the scoring is of all that was asked
+    _check_prompts(protocol, questions, given, asked)
     texts = [row["reply"] for row in given]
     groups = [question.group or str(row.get("group", "")) for question, row in zip(questions.questions, given, strict=True)]
     if protocol.scorer == "published":
@@ -173,7 +183,7 @@ def score(
     else:
         from tasks import replay
 
-        readings, results = replay.readings(protocol, questions, texts)
+        readings, results = replay.readings(protocol, questions, texts, None if asked is None else asked.task)
         frame = _frame(protocol, questions.questions, readings, groups)
         value = aggregate.aggregate(frame, protocol.aggregation)
         replay.agree(protocol, results, value)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.base import UserError, digest, digest_file, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from harness.workers import Context
     from students.data.samples import TrainingSet
     from tasks import Protocol, QuestionSet
@@ -50,8 +54,12 @@ def training(context: Context) -> None:
     np.savez_compressed(folder / Path(IMAGES).name, **arrays)
 
 
-def load_training(root: Path) -> TrainingSet:
+def load_training(root: Path, images: Mapping[str, NDArray[np.uint8]] | None = None) -> TrainingSet:
     """Read what :func:`training` wrote.
+
+    Args:
+        root: the run folder.
+        images: its pictures, where they were decoded before (harness/stages/encode.py); None to decode them.
 
     Raises:
         UserError: naming a file that cannot be read.
@@ -67,8 +75,9 @@ def load_training(root: Path) -> TrainingSet:
     try:
         rows = pd.read_parquet(path)
         path = root / IMAGES
-        with np.load(path) as archive:
-            images = {key: archive[key] for key in archive.files}
+        if images is None:
+            with np.load(path) as archive:
+                images = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}). Delete it and run the same command again") from error
     return samples.from_frame(rows, images)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from harness.base import UserError, read_jsonl, write_json
 from harness.stages import data
-from harness.stages.student import use_torch
+from harness.stages.student import seen, use_torch
 
 if TYPE_CHECKING:
     from harness.workers import Context
@@ -76,7 +76,7 @@ def explained(context: Context) -> Iterator[None]:
 def _run(context: Context) -> None:
     import tasks
     from students.distributed import ranks
-    from tasks.evaluate import diagnose, evaluate
+    from tasks.evaluate import ask, evaluate
 
     use_torch(context)
     config = context.config
@@ -94,17 +94,33 @@ def _run(context: Context) -> None:
         replies = read_jsonl(out[_REPLIES])
     else:
         replies = evaluate(context.place("checkpoint"), protocol, questions, model=model, replies_path=out[_REPLIES])
-    tasks.score(protocol, replies, gold=questions, partial=incomplete).rows.to_parquet(out[_SCORES], index=False)
-    lost = unknown_words(model.processor.tokenizer, tasks.prompts(protocol, questions))
-    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"]})
-    if _DIAGNOSTICS not in out:
-        return
-    ids = [q.id for q in questions.questions]
-    taught = config["taught"] and config["name"] != "teacher"
+    asked = ask(model, protocol, questions)
+    scores = tasks.score(protocol, replies, gold=questions, partial=incomplete, asked=asked)
+    scores.rows.to_parquet(out[_SCORES], index=False)
+    if _DIAGNOSTICS in out:
+        _diagnose(context, model, protocol, questions, out[_DIAGNOSTICS])
+    key = ("unknown words", protocol.name, config["limit"])
+    lost = model.desk.remember(key, lambda: unknown_words(model.processor.tokenizer, asked.prompts))
+    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"], "how": _how(model)})
+
+
+def _how(model: CheckpointModel) -> dict[str, Any]:
+    """Return what the numbers were computed with; ``replies`` is None for replies of an attempt that was stopped."""
+    facts = {"batch_size": model.batch_size, "attention": model.attention(), "device": model.model.device.type}
+    parts = {name: model.how.pop(name, None) for name in ("replies", "gold")}
+    return {**facts, "dtype": str(model.model.dtype).removeprefix("torch."), **parts}
+
+
+def _diagnose(context: Context, model: CheckpointModel, protocol: Protocol, questions: QuestionSet, out: Path) -> None:
+    """Write what the model predicts about the gold answers, and a teacher's log-probabilities for its students."""
+    from tasks.evaluate import diagnose
+
+    name, ids = context.config["name"], [q.id for q in questions.questions]
+    taught = context.config["taught"] and name != "teacher"
     teacher = _read_gold(context.root / gold(protocol.name), ids) if taught else None
-    diagnosis = diagnose(model, protocol, questions, teacher)
-    diagnosis.rows.to_parquet(out[_DIAGNOSTICS], index=False)
-    if config["name"] == "teacher":
+    diagnosis = diagnose(model, protocol, questions, teacher, keep=name == "teacher")
+    diagnosis.rows.to_parquet(out, index=False)
+    if name == "teacher":
         _write_gold(context.out(gold(protocol.name)), ids, diagnosis.logprobs)
 
 
@@ -172,7 +188,9 @@ def squeeze(model: CheckpointModel) -> int | None:
 def _model(context: Context) -> CheckpointModel:
     """Load the checkpoint once for all protocols of this job."""
     from students import models
+    from students.vision.recall import Memory, recall
     from tasks.lmms import CheckpointModel
+    from tasks.prepared import Desks
 
     models.register()
 
@@ -186,8 +204,11 @@ def _model(context: Context) -> CheckpointModel:
             device=context.settings.device,
             dtype=context.config.get("dtype", "float32"),
             progress=lambda done, total: memory["progress"](done, total),
+            desks=memory.setdefault("desks", Desks()),
         )
         memory["squeezed"] = squeeze(loaded)
+        remembered = memory.setdefault("vision", Memory())
+        loaded.recall, memory["vision_why"] = recall(loaded.model, loaded.processor, seen(context), remembered)
         return loaded
 
     model: CheckpointModel = context.remember("checkpoint", context.stage.job, load)

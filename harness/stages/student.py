@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from harness.stages import data
+from harness.stages import data, encode
 
 if TYPE_CHECKING:
     from harness.workers import Context
@@ -88,18 +88,21 @@ def _trackers(context: Context) -> Trackers | None:
 
 def _packed(context: Context, options: DistilOptions) -> Inputs:
     """Read the training data, and the teacher's signal unless the teacher is live."""
-    from students import models, teachers
+    from students import teachers
     from students.blind import Blind
-    from students.data import pack
     from students.inputs import Inputs
 
     base, teacher = context.place("base"), context.place("teacher")
-    samples, blind = data.load_training(context.root), Blind(**context.config["blind"])
-    encoded = pack.encode(samples.samples, models.load(base).processor)
+    (samples, encoded), blind = encode.load(context.root), Blind(**context.config["blind"])
     if options.live_teacher:
-        return Inputs(base, samples, encoded, None, teacher, blind)
+        return Inputs(base, samples, encoded, None, teacher, blind, seen(context))
     said = teachers.TeacherSignal.load(context.root / SIGNAL, teachers.signal_key(teacher, samples, blind))
-    return Inputs(base, samples, encoded, said, teacher, blind)
+    return Inputs(base, samples, encoded, said, teacher, blind, seen(context))
+
+
+def seen(context: Context) -> Path | None:
+    """Return where the images' features are stored for this stage, or None (harness/vision_plan.py)."""
+    return context.place("vision") if "vision" in context.stage.places else None
 
 
 def _streamed(context: Context, options: DistilOptions) -> StreamInputs:  # noqa: ARG001 - as _packed
@@ -109,4 +112,5 @@ def _streamed(context: Context, options: DistilOptions) -> StreamInputs:  # noqa
 
     places = context.stage.places
     corpus = IndexedCorpus(context.place("corpus"), context.place("images") if "images" in places else None)
-    return StreamInputs(context.place("base"), corpus, context.place("teacher") if "teacher" in places else None)
+    teacher = context.place("teacher") if "teacher" in places else None
+    return StreamInputs(context.place("base"), corpus, teacher, seen(context))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from students.data.pack import Batch
+
+#: An image of a row: uint8 [H, W, 3], or what a frozen tower sees in it [n, C], where that is stored (students/vision).
+Picture: TypeAlias = "NDArray[np.uint8] | torch.Tensor"
 
 #: Where a user's text shows an image, as LLaVA's files write it.
 IMAGE = "<image>"
@@ -65,8 +69,8 @@ class Corpus(Protocol):
     def __getitem__(self, index: int) -> Conversation:
         """Read one row."""
 
-    def picture(self, key: str) -> NDArray[np.uint8]:
-        """Read one image as uint8 [H, W, 3].
+    def picture(self, key: str) -> Picture:
+        """Read one image as uint8 [H, W, 3], or its features.
 
         Raises:
             UnreadableImage: naming the file, when it is missing, truncated or no image.
@@ -125,7 +129,7 @@ class Row:
 class Reader(Protocol):
     """What of a model's adapter turns conversations into batches; see students/models/_base.py."""
 
-    def row(self, conversation: Conversation, pictures: list[NDArray[np.uint8]], limit: int | None = None) -> Row:
+    def row(self, conversation: Conversation, pictures: Sequence[Picture], limit: int | None = None) -> Row:
         """Tokenise one conversation with its supervised tokens marked, cut to ``limit`` tokens.
 
         Raises:

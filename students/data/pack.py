@@ -26,7 +26,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of every sample.
+    """Token ids of every sample, in memory or mapped (students/data/encoded.py).
 
     Attributes:
         prompts: per sample, int64 [tokens]: chat template, expanded image tokens, question, start of the reply.
@@ -37,9 +37,9 @@ class Encoded:
         pad: the padding token's id.
     """
 
-    prompts: tuple[Ids, ...]
-    answers: tuple[Ids, ...]
-    clean: tuple[Ids, ...]
+    prompts: Sequence[Ids]
+    answers: Sequence[Ids]
+    clean: Sequence[Ids]
     prefix: tuple[int, ...]
     images: tuple[str | None, ...]
     pad: int
@@ -134,8 +134,8 @@ class Batch:
         position_ids: int64 [R, L], restarting after the image prefix for each question; None for a model that counts itself.
         attention_mask: bool [R, 1, L, L], True where a query (third axis) may look at a key (fourth); or bool [R, L], True
             for tokens and False for padding, where rows are plain causal text.
-        pixel_values: float32 [I, 3, H, W] in row order, or as the model's own processor makes them; None when no row has an
-            image.
+        pixel_values: float32 [I, 3, H, W] in row order, or as the model's own processor makes them; or features [I, n, C] of
+            a frozen tower (students/vision); None when no row has an image.
         row, column: int64 [N], the position whose output predicts a supervised token (labels are shifted by one).
         labels: int64 [N], the supervised tokens.
         clean: int64 [N], the clean reply's token at the same place, or -1 where the clean reply is shorter.
@@ -225,7 +225,7 @@ def collate(encoded: Encoded, rows: Sequence[list[int]], pixels: Mapping[str, to
     Args:
         encoded: the token ids.
         rows: one list of sample numbers per row, as :func:`groups` makes them.
-        pixels: float32 [3, H, W] per image key.
+        pixels: float32 [3, H, W] per image key, or features [n, C].
     """
     import torch
 

@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness.base import UserError
 from students.data.conversations import NothingToLearn
 
 if TYPE_CHECKING:
-    from students.data.conversations import Conversation, Corpus, Reader, Row
+    from students.data.conversations import Conversation, Corpus, Picture, Reader, Row
 
 Overlong = Literal["stop", "replace"]
 #: So many overlong rows one after another mean that the limit is wrong, not the rows.
@@ -33,14 +30,14 @@ class Taken:
     Attributes:
         index: its number in the corpus: the one asked for, or that of the row which took its place.
         conversation: the row itself.
-        pictures: its images, uint8 [H, W, 3] each.
+        pictures: its images, uint8 [H, W, 3] each, or features [n, C] where the corpus has those.
         row: its tokens.
         replaced: ids of the rows in whose place it stands.
     """
 
     index: int
     conversation: Conversation
-    pictures: list[NDArray[np.uint8]]
+    pictures: list[Picture]
     row: Row
     replaced: tuple[str, ...] = ()
 

@@ -52,7 +52,10 @@ class Energy(nn.Module):
     TAID) are saved with them, beside the student's checkpoint and never inside it.
 
     Attributes:
-        level: "token" for values [N], "sample" for values [B].
+        level: "token" for values [N], each of its own token alone; "sample" for values [B].
+        reads_logits: whether the logits are looked at; False for an energy of taps alone.
+        bins: whether it may compare a teacher's k likeliest tokens and one bin for all others (:mod:`students.bins`) in place
+            of distributions; False where it reads raw logits, or labels as tokens of the vocabulary.
         zero_at_match: whether equal outputs give exactly 0 (the weightings that take logs rely on it).
         symmetric: whether swapping teacher and student gives the same value.
         bounds: smallest and largest value with the options this was built with, over all vocabularies.
@@ -65,6 +68,8 @@ class Energy(nn.Module):
     """
 
     level: Literal["token", "sample"] = "token"
+    reads_logits: bool = True
+    bins: bool = True
     zero_at_match: bool = True
     symmetric: bool = False
     bounds: tuple[float, float] = (0.0, math.inf)
@@ -99,6 +104,7 @@ class LogitsEnergy(Energy):
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
         self.temperature = positive("temperature", temperature)
+        self.bins = self.bins and self.temperature == 1  # a bin of many tokens has no temperature
 
     def bounded(self, most: float) -> None:
         """Declare the largest value at T^2 = 1; the smallest is 0."""

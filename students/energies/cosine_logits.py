@@ -22,6 +22,7 @@ class Energy(_base.Energy):
     """
 
     symmetric = True
+    bins = False
     bounds = (0.0, 2.0)
 
     def forward(self, batch: TokenBatch) -> Tensor:

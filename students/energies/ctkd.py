@@ -46,6 +46,7 @@ class Energy(_base.Energy):
     """
 
     stateful = True
+    bins = False
     strength: Tensor
 
     def __init__(self, t0: float = 1.0, t1: float = 20.0, theta: float = 1.0, share: float = 10 / 240) -> None:

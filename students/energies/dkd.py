@@ -32,6 +32,7 @@ class Energy(_base.Energy):
     """
 
     needs = frozenset({"labels"})
+    bins = False
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ class Energy(_base.Energy):
     """
 
     level = "sample"
+    reads_logits = False
     needs = frozenset({"vision"})
 
     def __init__(self, widths: Mapping[str, tuple[int, int]]) -> None:

@@ -56,6 +56,7 @@ class Energy(_base.Energy):
 
     level = "sample"
     needs = frozenset({"vision_logits"})
+    bins = False  # the answers' vocabulary is that of the vision logits
 
     def __init__(self, response: float = 1.0, vision: float = 1.0, relation: float = 1.0) -> None:
         super().__init__()

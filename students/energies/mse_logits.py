@@ -24,6 +24,7 @@ class Energy(_base.Energy):
     """
 
     symmetric = True
+    bins = False
 
     def __init__(self, standardise: bool = True) -> None:
         super().__init__()

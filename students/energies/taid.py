@@ -34,6 +34,7 @@ class Energy(_base.Energy):
 
     stateful = True
     sums = ("loss_sum", "loss_count")
+    bins = False
     t: Tensor
     momentum: Tensor
     before: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.base import UnknownName, unknown
 
@@ -41,6 +41,15 @@ def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = No
         remote = f" {folder} brings code of its own for it, which is never run." if "auto_map" in config else ""
         raise UnknownName(f"{folder / 'config.json'}: {unknown('model type', kind, families())}.{remote}")
     adapter: Adapter = importlib.import_module(families()[kind]).ADAPTER.load(folder, device, dtype or torch.float32)
+    return adapter
+
+
+def wrap(model: Any, processor: Any) -> Adapter | None:
+    """Return the adapter of a model that transformers' Auto classes loaded, or None for a family that is not known here."""
+    module = families().get(model.config.model_type)
+    if module is None:
+        return None
+    adapter: Adapter = importlib.import_module(module).ADAPTER(model, processor)
     return adapter
 
 

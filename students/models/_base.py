@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.base import UserError, unknown
 from students import vocabulary
-from students.data.conversations import Conversation, Row
+from students.data.conversations import Conversation, Picture, Row
 from students.data.pack import Batch
 from students.models._attention import first_attention
 from students.models._collate import Side, collate
@@ -36,9 +36,11 @@ class Adapter(abc.ABC):
         model: a ``PreTrainedModel`` with an ``lm_head``.
         processor: its processor; ``processor.tokenizer`` is the tokenizer.
         family: the ``model_type`` that messages name.
+        splits: whether features of the tower [I, n, C] may stand where pixels [I, 3, H, W] go in; see :meth:`features`.
     """
 
     family: ClassVar[str] = ""
+    splits: ClassVar[bool] = False
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
@@ -143,8 +145,24 @@ class Adapter(abc.ABC):
             UserError: for a family that makes no such tensor of an image.
         """
 
+    def inputs(self, pictures: Sequence[Picture]) -> Tensor:
+        """Make what goes in for images: uint8 pictures become pixels [I, 3, H, W], features stay what they are [I, n, C].
+
+        Raises:
+            UserError: for features where the family takes none (:attr:`splits`).
+            ValueError: for pictures and features together, whose order would be lost.
+        """
+        seen = [picture for picture in pictures if isinstance(picture, Tensor)]
+        if not seen:
+            return self.pixels([picture for picture in pictures if not isinstance(picture, Tensor)])
+        if not self.splits:
+            raise UserError(f"the tower of this {self.family} is not run apart, so it takes no stored features")
+        if len(seen) != len(pictures):
+            raise ValueError(f"{len(seen)} of {len(pictures)} images of a row are stored features; needed: all or none")
+        return torch.stack(seen)
+
     @abc.abstractmethod
-    def row(self, conversation: Conversation, pictures: list[NDArray[np.uint8]], limit: int | None = None) -> Row:
+    def row(self, conversation: Conversation, pictures: Sequence[Picture], limit: int | None = None) -> Row:
         """Tokenise one conversation; see :class:`students.data.conversations.Reader`."""
 
     def collate(self, rows: Sequence[Row], indices: Sequence[int], side: Side = "right") -> Batch:
@@ -214,7 +232,35 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def vision(self, pixel_values: Tensor) -> Tensor:
-        """Run tower and projector: [I, 3, H, W] -> [I, n_v, H]."""
+        """Run tower and projector: [I, 3, H, W] -> [I, n_v, H]; the projector alone where given features [I, n, C]."""
+
+    @torch.no_grad()
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Run the tower: [I, 3, H, W] -> [I, n, C], exactly what the projector reads.
+
+        Wherever this model takes pixels, it takes these in their place.
+
+        Raises:
+            UserError: for a family whose tower is not run apart.
+        """
+        if not self.splits:
+            raise UserError(f"the tower of this {self.family} is not run apart from its projector")
+        read: list[Tensor] = []
+        hook = self.projector.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        try:
+            self.vision(pixel_values)
+        finally:
+            hook.remove()
+        (found,) = read
+        return found
+
+    def tower_settings(self) -> dict[str, Any]:
+        """Return what shapes the tower's features beside its weights: sizes, layer, which tokens.
+
+        Raises:
+            UserError: for a family whose tower is not run apart.
+        """
+        raise UserError(f"the tower of this {self.family} is not run apart from its projector")
 
     def attention(self, batch: Batch, vision: Tensor) -> tuple[Tensor, Tensor]:
         """Recompute the first decoder layer's attention from each sample's own text to its image.

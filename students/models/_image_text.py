@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.base import UserError, shim
-from students.data.conversations import Conversation, NothingToLearn, Row
+from students.data.conversations import Conversation, NothingToLearn, Picture, Row
 from students.models._base import Adapter
 from students.models._load import pretrained
 from students.models._template import Script, script
@@ -88,14 +88,14 @@ class ImageTextAdapter(Adapter):
 
     # ---- rows --------------------------------------------------------------------------------------------------------------
 
-    def row(self, conversation: Conversation, pictures: list[NDArray[np.uint8]], limit: int | None = None) -> Row:
+    def row(self, conversation: Conversation, pictures: Sequence[Picture], limit: int | None = None) -> Row:
         """Tokenise one conversation with its supervised tokens marked, cut to ``limit`` tokens.
 
         A row ends with its last supervised token, so a cut never ends inside an image; images after it are dropped with it.
 
         Args:
             conversation: the turns.
-            pictures: uint8 [H, W, 3], one per image of the conversation.
+            pictures: uint8 [H, W, 3], or features of the tower [n, C], one per image of the conversation.
             limit: most tokens; None for no limit.
 
         Raises:
@@ -113,7 +113,10 @@ class ImageTextAdapter(Adapter):
                 f"row {conversation.id!r} renders to {len(images)} image token(s) for {len(pictures)} image(s); its text must"
                 f" not contain {self.processor.image_token!r}"
             )
-        ids, pixels = self._expanded(rendered.text, pictures, whole, conversation.id) if pictures else (raw, {})
+        if any(isinstance(picture, Tensor) for picture in pictures):
+            ids, pixels = self._seen(raw, pictures)
+        else:
+            ids, pixels = self._expanded(rendered.text, pictures, whole, conversation.id) if pictures else (raw, {})
         places = self._places(raw, ids)
         supervised = np.zeros(len(ids), np.bool_)
         supervised[places[spans]] = True
@@ -127,8 +130,15 @@ class ImageTextAdapter(Adapter):
             pixels = self._fewer(ids[:end], pictures[:shown], conversation.id) if shown else {}
         return Row(ids[:end], supervised[:end], pixels, shown, len(learnt) - len(kept), int(kept[0]))
 
-    def _fewer(self, ids: Ids, pictures: Sequence[NDArray[np.uint8]], name: str) -> dict[str, Tensor]:
+    def _seen(self, raw: Ids, pictures: Sequence[Picture]) -> tuple[Ids, dict[str, Tensor]]:
+        """Expand image tokens as the processor does, which needs no pixels where their number is fixed; images are features."""
+        ids = np.repeat(raw, np.where(raw == self.image_token, self._fixed(), 1))
+        return ids, {"pixel_values": self.inputs(pictures)}
+
+    def _fewer(self, ids: Ids, pictures: Sequence[Picture], name: str) -> dict[str, Tensor]:
         """Return the image inputs of the images that a cut row still shows."""
+        if any(isinstance(picture, Tensor) for picture in pictures):
+            return {"pixel_values": self.inputs(pictures)}
         again, pixels = self._processed(self.processor.image_token * len(pictures), pictures, name)
         if (again == self.image_token).sum() != (ids == self.image_token).sum():
             raise UserError(
@@ -156,16 +166,13 @@ class ImageTextAdapter(Adapter):
             inside |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
         return add, np.array(made["input_ids"], np.int64), np.flatnonzero(inside)
 
-    def _processed(
-        self, text: str, pictures: Sequence[NDArray[np.uint8]], name: str, add: bool = False
-    ) -> tuple[Ids, dict[str, Tensor]]:
+    def _processed(self, text: str, pictures: Sequence[Picture], name: str, add: bool = False) -> tuple[Ids, dict[str, Tensor]]:
         """Call the processor on one text with its images: ids with image tokens expanded, and its image inputs."""
         from PIL import Image
 
         try:
-            made = self.processor(
-                text=[text], images=[[Image.fromarray(p) for p in pictures]], add_special_tokens=add, return_tensors="pt"
-            )
+            shown = [Image.fromarray(np.asarray(picture)) for picture in pictures]
+            made = self.processor(text=[text], images=[shown], add_special_tokens=add, return_tensors="pt")
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             sizes = ", ".join(f"{p.shape[1]}x{p.shape[0]}" for p in pictures)
@@ -176,9 +183,7 @@ class ImageTextAdapter(Adapter):
         inputs = {key: torch.as_tensor(value) for key, value in made.items() if key not in _PER_TOKEN}
         return made["input_ids"][0].numpy().astype(np.int64), inputs
 
-    def _expanded(
-        self, text: str, pictures: Sequence[NDArray[np.uint8]], add: bool, name: str
-    ) -> tuple[Ids, dict[str, Tensor]]:
+    def _expanded(self, text: str, pictures: Sequence[Picture], add: bool, name: str) -> tuple[Ids, dict[str, Tensor]]:
         """Return ids and image inputs, after a look at the number of image tokens where it is fixed."""
         ids, inputs = self._processed(text, pictures, name, add)
         expected, found = self.vision_tokens, int((ids == self.image_token).sum())

@@ -108,8 +108,8 @@ class MobileLlamaModel(LlamaModel):  # type: ignore[misc]
         self.post_init()
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Run tower and projector: [I, 3, H, W] -> [I, 144, H]."""
-        return torch.as_tensor(self.mm_projector(self.vision_tower(pixel_values)))
+        """Run tower and projector: [I, 3, H, W] -> [I, 144, H]; the projector alone where given its features [I, n, C]."""
+        return torch.as_tensor(self.mm_projector(pixel_values if pixel_values.ndim == 3 else self.vision_tower(pixel_values)))
 
     def embed(self, input_ids: Tensor, vision: Tensor | None) -> Tensor:
         """Return what enters the first layer [R, L, H]: text, and images [I, 144, H] in the order of their tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class LlavaAdapter(ImageTextAdapter):
     """One LLaVA with its processor, seen through what a distiller needs."""
 
     family = "llava"
+    splits = True
     TOWER, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -29,11 +31,18 @@ class LlavaAdapter(ImageTextAdapter):
         side = config.vision_config.image_size // config.vision_config.patch_size
         first = hasattr(getattr(self.tower, "embeddings", None), "class_embedding")  # CLIP's; SigLIP has none
         processor.image_tokens_each = side * side + first - (config.vision_feature_select_strategy == "default")
+        model.model.get_image_features = MethodType(_image_features, model.model)
 
     @property
     def vision_tokens(self) -> int:
         """n_v, the number of tokens an image takes."""
         return int(self.processor.image_tokens_each)
+
+    def tower_settings(self) -> dict[str, Any]:
+        """Return the tower's configuration, the layer that is read of it, and whether its first token is."""
+        config = self.model.config
+        chosen = {"layer": config.vision_feature_layer, "tokens": config.vision_feature_select_strategy}
+        return {**config.vision_config.to_dict(), **chosen}
 
     @classmethod
     def build(cls, shape: LlavaShape, tokenizer: Any, seed: int) -> LlavaAdapter:
@@ -75,6 +84,15 @@ class LlavaAdapter(ImageTextAdapter):
         """Preprocess uint8 pictures [H, W, 3] into float32 [I, 3, H, W]."""
         made = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         return torch.as_tensor(made, dtype=torch.float32)
+
+
+def _image_features(self: Any, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Take features of the tower [I, n, C] where ``LlavaModel.get_image_features`` takes pixels, which it still does too."""
+    if pixel_values.ndim != 3:
+        return type(self).get_image_features(self, pixel_values, *args, **kwargs)
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    return BaseModelOutputWithPooling(pooler_output=list(self.multi_modal_projector(pixel_values)))
 
 
 ADAPTER = LlavaAdapter

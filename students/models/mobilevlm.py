@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.base import UserError, unknown
-from students.data.conversations import IMAGE, Conversation, NothingToLearn, Row
+from students.data.conversations import IMAGE, Conversation, NothingToLearn, Picture, Row
 from students.data.pack import Batch
 from students.models._attention import first_attention
 from students.models._base import Adapter
@@ -44,6 +44,7 @@ class MobileVlmAdapter(Adapter):
     """
 
     family = "mobilevlm"
+    splits = True
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
@@ -90,6 +91,11 @@ class MobileVlmAdapter(Adapter):
         """n_v, the number of tokens an image takes."""
         return VISION_TOKENS
 
+    def tower_settings(self) -> dict[str, Any]:
+        """Return the tower's configuration, and the layer that is read of it."""
+        tower = self.tower
+        return {**tower.vision_tower.vision_model.config.to_dict(), "layer": tower.layer}
+
     @property
     def template(self) -> str:
         """The conversation format of :meth:`row`."""
@@ -112,8 +118,10 @@ class MobileVlmAdapter(Adapter):
         """Preprocess uint8 pictures [H, W, 3] into float32 [I, 3, H, W]."""
         return torch.as_tensor(self.processor.pixels(images))
 
-    def row(self, conversation: Conversation, pictures: list[NDArray[np.uint8]], limit: int | None = None) -> Row:
+    def row(self, conversation: Conversation, pictures: Sequence[Picture], limit: int | None = None) -> Row:
         """Tokenise one conversation in the format :attr:`template`, cut to ``limit`` tokens, those of images counted.
+
+        Pictures may be features of the tower [n, C] instead.
 
         A row ends with its last supervised token, so a cut never ends inside an image; images after it are dropped.
 
@@ -138,7 +146,7 @@ class MobileVlmAdapter(Adapter):
             raise NothingToLearn(name, int(limit or 0), int(learnt[0]))
         end = int(kept[-1]) + 1
         shown = int((ids[:end] == self.image_token).sum()) // VISION_TOKENS
-        pixels = {"pixel_values": self.pixels(pictures[:shown])} if shown else {}
+        pixels = {"pixel_values": self.inputs(pictures[:shown])} if shown else {}
         return Row(ids[:end], supervised[:end], pixels, shown, len(learnt) - len(kept), int(kept[0]))
 
     # ---- forward passes ----------------------------------------------------------------------------------------------------

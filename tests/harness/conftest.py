@@ -26,7 +26,7 @@ def carry_out(tmp_path):
     """Carry out stages in ``tmp_path / "run"`` and return what was worked on."""
     root = tmp_path / "run"
 
-    def do(stages, count=1, executor=Local, attempts=3, raises=True):
+    def do(stages, count=1, executor=Local, attempts=3, raises=True, bound=None):
         log = Log()
         with store.locked(root, "fake"):
             write_json(root / "manifest.json", {"preset": {"name": "fake"}})
@@ -34,7 +34,7 @@ def carry_out(tmp_path):
             settings = Settings(root, "cpu", 1)
             running = executor(settings, count, Machine(cpus=2, gpus=(), memory_gb=4.0, whole_memory_gb=4.0))
             try:
-                log.failures = Execution(stages, done, settings, running, log, lambda _: None, attempts).run()
+                log.failures = Execution(stages, done, settings, running, log, lambda _: None, attempts, bound).run()
             finally:
                 running.stop()
         if raises and log.failures:

@@ -26,11 +26,12 @@ class Log:
         self.left.append(stage.id)
 
 
-def stage(name, run="write", reads=(), targets=None, version=1, job="", resumes=False, resources=None, **config):
-    """One fake stage that writes ``NAME.txt``."""
+def stage(name, run="write", reads=(), targets=None, version=1, job="", resumes=False, resources=None, cache=False, **config):
+    """One fake stage that writes ``NAME.txt``; a ``cache`` plans as many bytes as its text has."""
     targets = (f"{name}.txt",) if targets is None else targets
     config.setdefault("text", name)
     return plan.Stage(
         id=name, kind="fake", run=f"fake_stages:{run}", version=version, config=config, targets=targets,
         reads=tuple(reads), job=job or name, resumes=resumes, resources=resources or Resources(memory_gb=0.1),
+        cache=cache, plans="fake_stages:plans" if cache else "",
     )  # fmt: skip

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from harness.base import UserError
+from harness.caching import Planned
 
 
 def write(context):
@@ -95,3 +96,27 @@ def infinite(context):
 def visible(context):
     """Write which GPUs this process may see."""
     context.out(context.stage.targets[0]).write_text(json.dumps(os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+def plans(root, stage):
+    """Say what :func:`write` will take of a cache that reads nothing, or what a file beside the run folder says."""
+    told = root.parent / "size"
+    return Planned("text", int(told.read_text()) if told.exists() else len(stage.config["text"]))
+
+
+def watch(context):
+    """Write, and log what caches (files called ``cache*``) take while this stage works, its own included."""
+    write(context)
+    total = sum(path.stat().st_size for path in context.root.glob("cache*"))
+    with (context.root.parent / "held.log").open("a") as log:
+        log.write(f"{context.stage.id} {total}\n")
+
+
+def full(context):
+    """Write half, then meet a full disk, as the system says it, unless the marker file is there."""
+    target = context.out(context.stage.targets[0])
+    target.mkdir(exist_ok=context.stage.resumes)
+    (target / "half.txt").write_text("half")
+    if not (context.root.parent / "room").exists():
+        Path("/dev/full").write_text("more")
+    (target / "rest.txt").write_text("rest")

@@ -104,6 +104,9 @@ OPTIONS = {
     ("--skip-unreadable", "2"): "reads no corpus",
     ("--skip-unreadable", "-1"): "--skip-unreadable",
     ("--skip-unreadable", "some"): "--skip-unreadable",
+    ("--cache-gb", "0"): "--cache-gb is 0; allowed: a number of gigabytes above 0",
+    ("--cache-gb", "nan"): "--cache-gb is nan",
+    ("--cache-gb", "much"): "--cache-gb",
 }
 
 
@@ -122,6 +125,16 @@ def test_a_live_teacher_needs_no_signal(call):
     assert "teacher signal" in kept.stdout
     assert "teacher signal" not in live.stdout
     assert "student ce+fkl@fixed seed0" in live.stdout
+
+
+def test_caches_are_planned_with_their_form_and_bound(call):
+    done = call("--students", "ce+fkl", "--dry-run", "--cache-gb", "1.5")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "cache encode: tokens int32, pictures uint8, its size is known when what it reads is there" in lines
+    (total,) = (line for line in lines if line.startswith("caches: "))
+    assert total.endswith("--cache-gb allows 1.50 GB at once")
+    assert not list(call.work.iterdir())
 
 
 # ---- what a machine cannot do ----------------------------------------------------------------------------------------------

@@ -48,7 +48,9 @@ def test_a_student_that_fails_thrice_fails_alone(tmp_path, tiny):
     assert "to try again: python -m harness.run" in done.stderr
     assert (root / "students" / "ce+fkl@instance" / "seed0" / "student").is_dir()
     assert set(pd.read_parquet(root / "scores.parquet")["student"]) == {"teacher", "base", "ce", "ce+fkl@instance"}
-    assert "FAILED, and missing here: student ce+fkl@fixed seed0: FileExistsError" in (root / "report" / "report.md").read_text()
+    assert (
+        "FAILED, and missing here: student ce+fkl@fixed seed0: FileExistsError" in (root / "report" / "report.md").read_text()
+    )
     assert len(read_json(root / "manifest.json")["failed"]) == 1
     obstacle.unlink()
     again = call(*both, cwd=tmp_path)

@@ -1,12 +1,13 @@
 """The ledger: what is complete is kept, what is half-written or changed is never taken for a result."""
 
 import multiprocessing
+import os
 
 import filelock
 import pytest
 from fake_plan import stage
 
-from harness import plan, store
+from harness import base, plan, store
 from harness.base import UserError, write_json
 from harness.execute import StageError
 
@@ -52,6 +53,30 @@ def test_damaged_output_is_named_and_nothing_is_touched(carry_out, chain, damage
     with pytest.raises(UserError, match=f"{path} is damaged.*Delete it and run the same command again"):
         carry_out(chain)
     assert path.read_text() == damage
+
+
+def test_whole_files_are_read_once_and_not_at_every_plan(carry_out, chain, monkeypatch):
+    carry_out(chain)
+    read = []
+    monkeypatch.setattr(store, "digest_file", lambda path: read.append(path.name) or base.digest_file(path))
+    assert plan.survey(carry_out.root, chain) == {"a", "b", "c"}
+    assert read == []
+    path = carry_out.root / "b.txt"
+    os.utime(path, ns=(0, 0))  # of a copied run folder, say
+    assert plan.survey(carry_out.root, chain) == {"a", "b", "c"}
+    assert read == ["b.txt"]
+    store.renew_times(carry_out.root, store.read_entry(carry_out.root, "b"))
+    assert plan.survey(carry_out.root, chain) == {"a", "b", "c"}
+    assert read == ["b.txt"]
+
+
+def test_entries_written_before_times_were_recorded_are_still_known(carry_out, chain):
+    carry_out(chain)
+    path = store.entry_path(carry_out.root, "b")
+    entry = base.read_json(path)
+    del entry["cache"], entry["outputs"]["b.txt"]["mtime_ns"]
+    write_json(path, entry)
+    assert carry_out(chain).worked == []
 
 
 def test_damaged_ledger_entry_is_named(carry_out, chain):

@@ -78,7 +78,7 @@ def train(folders, data, encoded, signal, tmp_path):
     given["blind"] = None
 
     def run(recipe, name=None, **changes):
-        inputs = {f.name: changes.pop(f.name, given[f.name]) for f in fields(distil.Inputs)}
+        inputs = {f.name: changes.pop(f.name, given.get(f.name)) for f in fields(distil.Inputs)}
         out = tmp_path / (name or recipe)
         settings = {"options": TINY, "seed": 0, "progress": lambda done, total: None, **changes}
         distil.distil(parse(recipe), inputs=distil.Inputs(**inputs), out=out, **settings)

@@ -7,6 +7,7 @@ import twin_families as twins
 
 from students import models
 from students.data.conversations import Conversation, Turn
+from tasks import batching
 from tasks.lmms import CheckpointModel
 
 PROMPT, ANSWER = "Which one is larger, the first or the second?", "the second"
@@ -44,3 +45,40 @@ def test_a_batch_of_questions_gets_the_probabilities_of_each_alone(folder):
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
     assert np.abs(alone[0] - alone[1]).max() > 1e-4  # the images matter
+
+
+def test_prompts_are_made_ready_as_the_familys_processor_makes_them(folder):
+    """Text with a blank image of the right size, features of each image apart: together what the processor gives at once."""
+    asked = CheckpointModel(folder)
+    sizes = [(40, 56), (40, 56), (90, 30), (40, 56)]
+    shown = [twins.picture(*size, seed) for seed, size in enumerate(sizes)]
+    texts = [PROMPT, PROMPT.replace("larger", "smaller"), PROMPT, PROMPT]
+    made = asked.desk.prompts(texts, lambda n: [shown[n]])
+    items = [batching.Item(n, row.layout, row.length) for n, row in enumerate(made.rows)]
+    for batch in batching.equal(items, 3):
+        rendered = [asked.desk.render(texts[n], 1) for n in batch]
+        bos = asked.processor.tokenizer.bos_token
+        expected = asked.processor(
+            text=rendered,
+            images=[[shown[n]] for n in batch],
+            return_tensors="pt",
+            add_special_tokens=bos is None or not rendered[0].startswith(bos),
+        )
+        found = asked.desk.batch(made, batch)
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_padded_replies_and_gold_replies_are_those_of_each_question_alone(folder):
+    """Or the family's batches are not padded: a trial on the model decides."""
+    texts = [PROMPT + " Say it." * n for n in range(8)]
+    shown = [twins.picture(40, 56, seed) for seed in range(8)]
+    found = []
+    for size in (1, 8):
+        asked = CheckpointModel(folder, batch_size=size)
+        made = asked.desk.prompts(texts, lambda n: [shown[n]])
+        replies = [(r.text, r.token_counts.output_tokens) for r in asked.replies(made, [(5, ())] * 8)]
+        found.append((replies, asked.predictions(made, [ANSWER, "the first one"] * 4)))
+    assert found[0][0] == found[1][0]
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)

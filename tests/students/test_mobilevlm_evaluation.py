@@ -21,6 +21,7 @@ from harness.base import UserError, read_jsonl, write_json
 from harness.stages import evaluate
 from students import models
 from students.data.conversations import IMAGE
+from tasks import batching
 from tasks.lmms import CheckpointModel, verify
 
 HOME = Path(harness.__file__).parents[1]
@@ -60,8 +61,10 @@ def test_replies_are_the_references_greedy_ones(model, folders):
     reference = plain.Reference(folders["student"])
     side, mean, std = plain.read_tower(folders["student"] / twins.TOWER_FOLDER)
     shown = [*pictures(), None]
-    batches = list(model._batches(PROMPTS, lambda n: [] if shown[n] is None else [shown[n]], range(4)))
-    found = {n: row.tolist() for batch, inputs in batches for n, row in zip(batch, _continued(model, inputs), strict=True)}
+    made = model.desk.prompts(PROMPTS, lambda n: [] if shown[n] is None else [shown[n]])
+    batches = batching.equal([batching.Item(n, row.layout, row.length) for n, row in enumerate(made.rows)], 4)
+    assert len(batches) < 4
+    found = {n: row.tolist() for b in batches for n, row in zip(b, _continued(model, model.inputs(made, b)), strict=True)}
     assert sorted(found) == [0, 1, 2, 3]
     for number, image in enumerate(shown):
         ids = asked(PROMPTS[number], image is not None)
@@ -85,7 +88,7 @@ def _continued(model, inputs):
 
 def test_padding_on_the_left_changes_no_reply(model):
     shown = pictures()
-    texts = [model._render(text, 1) for text in (PROMPTS[0], PROMPTS[0] + " Answer with one word or a short phrase.")]
+    texts = [model.desk.render(text, 1) for text in (PROMPTS[0], PROMPTS[0] + " Answer with one word or a short phrase.")]
     together = model.processor(text=texts, images=shown[:2], add_special_tokens=False)
     assert together["attention_mask"][0, 0] == 0
     replies = _continued(model, together)
@@ -222,7 +225,7 @@ def test_an_exported_student_has_the_published_layout_and_a_card(folders, tmp_pa
     mine, other = models.load(out).model.state_dict(), models.load(folders["student"]).model.state_dict()
     assert all(torch.equal(mine[name], other[name]) for name in other)
     again = CheckpointModel(out)  # its processor is found beside the preprocessing that a saved student has
-    assert again._render("x", 1) == f"<s>{plain.SYSTEM} USER: {IMAGE}\nx ASSISTANT:"
+    assert again.desk.render("x", 1) == f"<s>{plain.SYSTEM} USER: {IMAGE}\nx ASSISTANT:"
     card = (out / "README.md").read_text()
     assert "| stage captions | 1 epoch(s) of the corpus c, format plain |" in card
     assert "| student base weights (tower) | `ccc` |" in card

@@ -89,7 +89,7 @@ def test_a_teacher_that_agrees_is_correct(monkeypatch, folders, tmp_path, data):
 
         head = staticmethod(lambda states: 10 * states)
 
-    monkeypatch.setattr(models, "load", lambda folder, device: Rigged)
+    monkeypatch.setattr(models, "load", lambda folder, *rest: Rigged)
     cache(folders / "teacher", data, tmp_path / "signal", lambda done, total: None)
     signal = TeacherSignal.load(tmp_path / "signal", signal_key(folders / "teacher", data))
     assert signal.correct.tolist() == [s.clean_answer == "red" for s in data]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import toys
 
 import tasks
 from harness.base import UserError, read_jsonl
-from tasks import scoring
+from tasks import batching, scoring
 from tasks.evaluate import diagnose, evaluate
 from tasks.lmms import CheckpointModel
 
@@ -34,17 +33,27 @@ def test_replies_do_not_depend_on_the_batch_size(checkpoint, model, tmp_path):
         assert len({row["reply"] for row in batched}) > 1, "a model that always says the same cannot show a mix-up"
 
 
-def test_no_batch_is_padded(model, asked):
-    protocol = tasks.protocol("scienceqa@miniature")
-    shown = [[] if q.image is None else [asked.images[q.image]] for q in asked.questions]
+def ready(model, protocol, questions):
+    """The prompts of a protocol, made ready, with their images."""
+    shown = [[] if q.image is None else [questions.images[q.image]] for q in questions.questions]
+    return model.desk.prompts(tasks.prompts(protocol, questions), shown.__getitem__)
+
+
+def batches(asked, size):
+    return batching.equal([batching.Item(n, row.layout, row.length) for n, row in enumerate(asked.rows)], size)
+
+
+def test_no_batch_of_equal_lengths_is_padded(model, asked):
+    made = ready(model, tasks.protocol("scienceqa@miniature"), asked)
     seen = []
-    for batch, inputs in model._batches(tasks.prompts(protocol, asked), shown.__getitem__, range(len(shown))):
+    for batch in batches(made, 4):
+        inputs = model.inputs(made, batch)
         assert (inputs["attention_mask"] == 1).all()
         assert not (inputs["input_ids"] == model.processor.tokenizer.pad_token_id).any()
         assert (inputs["input_ids"][:, 0] == 1).all()
         assert (inputs["input_ids"][:, 1] != 1).all(), "the template brings its own start token"
         seen += batch
-    assert sorted(seen) == list(range(len(shown)))
+    assert sorted(seen) == list(range(len(asked.questions)))
 
 
 def test_replies_file_carries_the_contract_fields(checkpoint, model, asked, tmp_path):
@@ -98,9 +107,9 @@ def test_the_first_greedy_token_is_the_most_likely_gold_position(model, asked):
     protocol = tasks.protocol("scienceqa@miniature")
     images = [None if q.image is None else asked.images[q.image] for q in asked.questions]
     logs = model.gold_logprobs(tasks.prompts(protocol, asked), images, ["yes"] * len(images))
-    shown = [[] if image is None else [image] for image in images]
-    for batch, inputs in model._batches(tasks.prompts(protocol, asked), shown.__getitem__, range(len(images))):
-        first = model.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
+    made = ready(model, protocol, asked)
+    for batch in batches(made, 4):
+        first = model.model.generate(**model.inputs(made, batch), max_new_tokens=1, do_sample=False)[:, -1].tolist()
         assert first == [int(logs[n][0].argmax()) for n in batch]
 
 
@@ -220,31 +229,62 @@ def test_damaged_weights_do_not_pass_as_predictions(checkpoint, tmp_path, asked)
         diagnose(broken, tasks.protocol("scienceqa@miniature"), asked)
 
 
-def test_images_of_other_sizes_do_not_share_a_batch(model):
-    questions = toys.questions("gqa")
-    keys = list(questions.images)
-    images = dict(questions.images) | {keys[0]: toys.picture(9, 120, 60)}
-    protocol = tasks.protocol("gqa@miniature")
-    changed = replace(questions, images=images)
-    shown = [[images[q.image]] for q in changed.questions]
-    sizes = [{shown[n][0].shape for n in batch} for batch, _ in _grouped(model, tasks.prompts(protocol, changed), shown)]
-    assert all(len(each) == 1 for each in sizes) and len(sizes) > 1
+class _Half:
+    """One of two processes: every second batch is its own; what the other found comes from a shared book."""
+
+    def __init__(self, rank, book):
+        self.rank, self.book, self.seen = rank, book, []
+
+    def mine(self, number):
+        self.seen.append(number)
+        return number % 2 == self.rank
+
+    def join(self, found):
+        self.book.update(found)
+        return self.book
 
 
-def _grouped(model, prompts, shown):
-    """The groups alone: the toy processor cannot expand an image of another size, real ones can."""
-    original = model.processor
-    try:
-        model.processor = _Recorder(original)
-        yield from model._batches(prompts, shown.__getitem__, range(len(shown)))
-    finally:
-        model.processor = original
+def test_processes_divide_whole_batches_and_find_what_one_finds(checkpoint, model, asked, tmp_path):
+    protocol = tasks.protocol("scienceqa@miniature")
+    whole = evaluate(checkpoint, protocol, asked, model=model, replies_path=tmp_path / "a.jsonl")
+    texts = tasks.prompts(protocol, asked)
+    images = [None if q.image is None else asked.images[q.image] for q in asked.questions]
+    answers = ["yes", "two dog", "no", "red red red", "a", "b"]
+    logs = model.gold_logprobs(texts, images, answers)
+    book, logbook, parts = {}, {}, [CheckpointModel(checkpoint, batch_size=4) for _ in range(2)]
+    for rank, part in enumerate(parts):
+        part.share = _Half(rank, logbook)
+        if rank == 0:
+            with pytest.raises(KeyError):  # the other's batches are really left to it
+                part.gold_logprobs(texts, images, answers)
+        else:
+            found = part.gold_logprobs(texts, images, answers)
+        assert part.share.seen == list(range(len(part.share.seen)))
+    assert all(np.array_equal(a, b) for a, b in zip(found, logs, strict=True))
+    for rank, part in enumerate(parts):
+        part.share = _Half(rank, book)
+        if rank == 1:
+            assert 0 < len(book) < len(texts)
+            assert evaluate(checkpoint, protocol, asked, model=part, replies_path=tmp_path / "b.jsonl") == whole
+        else:
+            with pytest.raises(KeyError):
+                evaluate(checkpoint, protocol, asked, model=part, replies_path=tmp_path / "b.jsonl")
 
 
-class _Recorder:
-    def __init__(self, processor):
-        self.tokenizer, self.apply_chat_template = processor.tokenizer, processor.apply_chat_template
+def test_recall_sees_the_processors_outputs_before_the_model_does(checkpoint, asked):
+    model = CheckpointModel(checkpoint, batch_size=4)
+    own, other = (asked.images[asked.questions[n].image] for n in (0, 1))
+    before = model.gold_logprobs(["Is it red"], [own], ["yes"])[0]
+    instead = torch.tensor(model.processor.image_processor(other)["pixel_values"][0])
+    seen = []
 
-    def __call__(self, text, images, **_):
-        assert len(text) == len(images)
-        return {}
+    def exchanged(inputs):
+        seen.append(sorted(inputs))
+        return {**inputs, "pixel_values": instead[None]}
+
+    model.recall = exchanged
+    after = model.gold_logprobs(["Is it red"], [own], ["yes"])[0]
+    model.recall = None
+    assert seen == [["attention_mask", "input_ids", "pixel_values"]]
+    np.testing.assert_array_equal(after, model.gold_logprobs(["Is it red"], [other], ["yes"])[0])
+    assert np.abs(before - after).max() > 1e-3

@@ -1,0 +1,363 @@
+"""The experiment of a preset as a careful person writes it with transformers and torch, one student after the other.
+
+Nothing is shared and nothing is cached: every student has its own teacher beside it, which looks at every row with its own
+vision tower; all positions go through both heads; the losses are computed at every position and masked; replies come from
+``generate`` one question at a time, and so do the log-probabilities of the gold answers. From the project come the data, which
+rows a step takes and how they are packed (``students/data/pack.py``), the questions and the scoring, so that both sides train
+on the same rows in the same order from the same start and answer the same questions.
+
+``python benchmarks/plain_run.py JOB.json`` is what benchmarks/whole_run.py starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import tasks
+from harness import base
+from harness.config import Preset, load_preset, load_recipe, load_variant, model_path
+from harness.stages import data
+from students.data import pack
+from students.data.samples import TrainingSet
+from students.options import DistilOptions
+from students.recipe import Recipe
+
+ENERGIES = ("fkl", "cosine_probs")
+WEIGHTINGS = (None, "fixed", "beta_task", "beta_instance")
+_SEEDS = 0
+
+
+@dataclass
+class Clock:
+    """Processor seconds by what they were spent on."""
+
+    seconds: dict[str, float]
+
+    @contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Count the seconds of a block."""
+        started = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.process_time() - started
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """Return model (float32) and processor of a checkpoint folder."""
+    import transformers
+
+    library: Any = transformers
+    library.utils.logging.disable_progress_bar()
+    model = library.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    processor.image_processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    vision = model.config.vision_config
+    processor.image_tokens_each = (vision.image_size // vision.patch_size) ** 2
+    return model.eval(), processor
+
+
+def refuse(recipe: Recipe, preset: Preset) -> None:
+    """Raise a UserError for what is not written here."""
+    known = all(c in ENERGIES for c in recipe.energies) and recipe.weighting in WEIGHTINGS
+    options = load_variant(recipe.variant) if recipe.variant else None
+    if not known or (options is not None and (options.energies or set(options.weighting) - {"weights"})):
+        raise base.UserError(
+            f"no plain implementation of {recipe.name!r}; there are ce, {', '.join(ENERGIES)} with fixed (constant weights),"
+            " task and instance. Choose others with --students"
+        )
+    if preset.training is None or preset.data.faults.blinds:
+        raise base.UserError(f"preset {preset.name!r}: the plain pipeline trains on packed data that no teacher is blind to")
+
+
+# ---- losses and weights ----------------------------------------------------------------------------------------------------
+
+
+def energy(name: str, teacher: Tensor, student: Tensor) -> Tensor:
+    """Logits [R, L, V] twice -> [R, L]."""
+    if name == "fkl":
+        log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return 1 - F.cosine_similarity(teacher.softmax(-1), student.softmax(-1), dim=-1)
+
+
+class Weights(torch.nn.Module):
+    """What balances the channels: constants, one learned beta for each, or a gate on the sample's state."""
+
+    def __init__(self, recipe: Recipe, width: int, constant: float) -> None:
+        super().__init__()
+        self.kind, self.constant = recipe.weighting or "fixed", constant
+        self.channels = recipe.channels if recipe.weighting else recipe.channels[:1]
+        learned, one = len(recipe.energies), math.log(math.expm1(1.0))
+        if self.kind == "beta_task":
+            self.raw = torch.nn.Parameter(torch.full((learned,), one))
+        elif self.kind == "beta_instance":
+            self.first, self.last = torch.nn.Linear(width, 128), torch.nn.Linear(128, learned)
+            torch.nn.init.zeros_(self.last.weight)
+            torch.nn.init.constant_(self.last.bias, one)
+
+    def forward(self, losses: Mapping[str, Tensor], state: Tensor) -> Tensor:
+        """{channel: [B]} and states [B, H] at the end of the prompt -> the scalar to minimise."""
+        total = torch.zeros_like(next(iter(losses.values())))
+        if self.kind == "fixed":
+            for channel, loss in losses.items():
+                total = total + (loss if channel == "ce" else self.constant * loss)
+            return total.mean()
+        if self.kind == "beta_task":
+            raw = self.raw.expand(len(state), -1)
+        else:
+            raw = self.last(self.first(F.layer_norm(state.detach(), state.shape[-1:])).relu())
+        beta, penalty = F.softplus(raw), torch.zeros_like(total)
+        taught = [channel for channel in losses if channel != "ce"]
+        for channel, loss in losses.items():
+            total = total + (loss if channel == "ce" else beta[:, taught.index(channel)] * loss)
+        for k in range(len(taught)):
+            penalty = penalty - 0.5 * beta[:, k].log()
+        return (total + penalty).mean()
+
+
+# ---- training --------------------------------------------------------------------------------------------------------------
+
+
+def optimisers(model: Any, options: DistilOptions) -> list[Any]:
+    """Muon for the language model's hidden matrices and AdamW for the rest; the tower is frozen."""
+    inner = model.model
+    inner.vision_tower.requires_grad_(False)
+    embedding = model.get_input_embeddings().weight
+    hidden = [p for p in inner.language_model.parameters() if p.ndim == 2 and p is not embedding]
+    chosen = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    return [
+        torch.optim.AdamW(rest, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(hidden, lr=options.muon_lr, weight_decay=0.05, momentum=0.95, ns_steps=3),
+    ]
+
+
+def share(done: int, steps: int, warmup: int) -> float:
+    """The schedule: a linear warm-up times a cosine down to 2 %."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, steps))))
+    return min(1.0, (done + 1) / max(1, warmup)) * (0.02 + 0.98 * cosine)
+
+
+@dataclass
+class Trainer:
+    """One student's training."""
+
+    preset: Preset
+    recipe: Recipe
+    samples: TrainingSet
+    places: Mapping[str, Path]
+    clock: Clock
+
+    def run(self, out: Path) -> list[dict[str, Any]]:
+        """Train, save the student at ``out``, and return a record of every step's losses."""
+        options, clock = self.preset.training, self.clock
+        assert options is not None and options.steps is not None  # refused before
+        with clock.on("load"):
+            model, processor = load(self.places["base"])
+            self.teacher = load(self.places["teacher"])[0].requires_grad_(False) if self.recipe.energies else None
+        with clock.on("tokenise"):
+            encoded = pack.encode(self.samples.samples, processor)
+            rows = pack.groups(encoded, options.turns, _SEEDS)
+        variant = load_variant(self.recipe.variant).weighting if self.recipe.variant else {}
+        torch.manual_seed(_SEEDS)
+        weights = Weights(self.recipe, model.config.text_config.hidden_size, float(variant.get("weights", 1.0)))
+        parts = optimisers(model, options)
+        rates = [part.param_groups[0]["lr"] for part in parts]
+        rate = options.weighting_lr * (10 if weights.kind == "beta_task" else 1)
+        own = list(weights.parameters())
+        balance = torch.optim.AdamW(own, lr=rate, betas=(0.9, 0.98), weight_decay=0.0) if own else None
+        model.train()
+        records = []
+        for done, members in enumerate(pack.schedule(rows, options.steps, options.rows, _SEEDS)):
+            for part, peak in zip(parts, rates, strict=True):
+                part.param_groups[0]["lr"] = peak * share(done, options.steps, options.warmup)
+            with clock.on("preprocess images"):
+                shown = sorted({key for row in members if (key := encoded.images[row[0]]) is not None})
+                made = processor.image_processor(images=[self.samples.images[k] for k in shown], return_tensors="pt")
+                pixels = dict(zip(shown, torch.as_tensor(made["pixel_values"]), strict=True))
+            with clock.on("pack rows"):
+                batch = pack.collate(encoded, members, pixels)
+            losses, state = self._losses(model, batch, len(processor.tokenizer))
+            with clock.on("student backward"):
+                total = weights(losses, state)
+                total.backward()
+            with clock.on("optimiser"):
+                torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], options.clip)
+                for part in (*parts, *([balance] if balance else [])):
+                    part.step()
+                    part.zero_grad(set_to_none=True)
+            records.append({"total": total.item(), "loss": {c: v.mean().item() for c, v in losses.items()}})
+        with clock.on("save"):
+            model.save_pretrained(out)
+            processor.save_pretrained(out)
+        return records
+
+    def _losses(self, model: Any, batch: pack.Batch, width: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Per-sample losses {channel: [B]} and states at the end of the prompts [B, H]; everything at all positions."""
+        given = {
+            "input_ids": batch.input_ids, "pixel_values": batch.pixel_values, "attention_mask": batch.attention_mask,
+            "position_ids": batch.position_ids, "use_cache": False,
+        }  # fmt: skip
+        with self.clock.on("student forward"):
+            hidden = model.model(**given).last_hidden_state
+            logits = model.lm_head(hidden)
+        labels = torch.full_like(batch.input_ids, -100)
+        labels[batch.row, batch.column] = batch.labels
+        owner = torch.zeros_like(batch.input_ids)
+        owner[batch.row, batch.column] = batch.sample
+        mask, count = labels != -100, len(batch.indices)
+        said = None
+        if self.teacher is not None:
+            with self.clock.on("teacher forward"), torch.no_grad():
+                said = self.teacher(**given).logits[..., :width]
+
+        def mean(values: Tensor) -> Tensor:
+            sums = torch.zeros(count).index_add(0, owner[mask], values[mask])
+            return sums / torch.bincount(owner[mask], minlength=count)
+
+        losses = {}
+        with self.clock.on("losses"):
+            for channel in self.recipe.channels:
+                if channel == "ce":
+                    values = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100)
+                    losses[channel] = mean(values.view_as(labels))
+                else:
+                    assert said is not None
+                    losses[channel] = mean(energy(channel, said, logits[..., :width]))
+        return losses, hidden[batch.prompt_row, batch.prompt_column]
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Examiner:
+    """Asks one model at a time, question by question."""
+
+    questions: Mapping[str, Any]
+    diagnoses: bool
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self.prompts = {name: tasks.prompts(tasks.protocol(name), found) for name, found in self.questions.items()}
+        self.teacher: dict[str, list[Tensor]] = {}
+
+    def run(self, folder: Path, is_teacher: bool) -> tuple[dict[str, float], dict[str, list[str]]]:
+        """Return scores and replies by protocol."""
+        with self.clock.on("load"):
+            self.model, self.processor = load(folder)
+        pictures, side = self.processor.image_processor, self.model.config.vision_config.image_size
+        if not pictures.do_resize:  # one that resizes nothing: images of other sizes are squeezed, as the project does
+            pictures.do_resize, pictures.size = True, {"height": side, "width": side}
+        scores, replies = {}, {}
+        for name, found in self.questions.items():
+            protocol = tasks.protocol(name)
+            prompts = self.prompts[name]
+            with self.clock.on("generate"):
+                replies[name] = [
+                    self._answer(prompt, self._image(found, k), protocol.generation) for k, prompt in enumerate(prompts)
+                ]
+            rows = [{"id": q.id, "reply": text} for q, text in zip(found.questions, replies[name], strict=True)]
+            scores[name] = tasks.score(protocol, rows, gold=found).value
+            if self.diagnoses:
+                with self.clock.on("gold answers"):
+                    self._diagnose(name, found, prompts, is_teacher)
+        return scores, replies
+
+    @staticmethod
+    def _image(found: Any, number: int) -> Any:
+        key = found.questions[number].image
+        return None if key is None else found.images[key]
+
+    def _inputs(self, prompt: str, image: Any, more: Sequence[int] = ()) -> dict[str, Tensor]:
+        content = ([{"type": "image"}] if image is not None else []) + [{"type": "text", "text": prompt}]
+        turns = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        shown = {} if image is None else {"images": [image]}
+        made = dict(self.processor(text=text, **shown, return_tensors="pt", add_special_tokens=False))
+        if more:
+            fed = torch.tensor([list(more)])
+            made["input_ids"] = torch.cat([made["input_ids"], fed], 1)
+            made["attention_mask"] = torch.ones_like(made["input_ids"])
+        return {name: made[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in made}
+
+    @torch.inference_mode()
+    def _answer(self, prompt: str, image: Any, options: Any) -> str:
+        inputs, tokenizer = self._inputs(prompt, image), self.processor.tokenizer
+        made = self.model.generate(
+            **inputs, max_new_tokens=options.max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        text = tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for mark in options.until:
+            text = text.split(mark)[0]
+        return str(text.strip())
+
+    @torch.inference_mode()
+    def _diagnose(self, name: str, found: Any, prompts: Sequence[str], is_teacher: bool) -> None:
+        """Negative log-likelihood, agreement with the teacher and divergence from it, at the gold answers."""
+        tokenizer, kept = self.processor.tokenizer, []
+        for k, (question, prompt) in enumerate(zip(found.questions, prompts, strict=True)):
+            ids = [*tokenizer(question.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            logits = self.model(**self._inputs(prompt, self._image(found, k), ids[:-1])).logits[0]
+            logs = logits.log_softmax(-1)[-len(ids) :]
+            _ = -logs[torch.arange(len(ids)), ids].mean(), logs[0].exp().max()
+            if is_teacher:
+                kept.append(logs)
+            elif name in self.teacher:
+                said = self.teacher[name][k]
+                _ = (said.argmax(-1) == logs.argmax(-1)).all(), (said.exp() * (said - logs)).sum(-1).mean()
+        if is_teacher:
+            self.teacher[name] = kept
+
+
+# ---- the whole -------------------------------------------------------------------------------------------------------------
+
+
+def main(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Do everything and return losses, scores, replies and seconds."""
+    preset = load_preset(job["preset"])
+    recipes = [load_recipe(name) for name in job["students"]]
+    for recipe in recipes:
+        refuse(recipe, preset)
+    clock = Clock({})
+    places = {role: model_path(str(getattr(preset.models, role))) for role in ("teacher", "base")}
+    with clock.on("read data"):
+        samples = data.load_training(Path(job["run"]))
+    with clock.on("read questions"):
+        questions = {name: tasks.load(tasks.protocol(name), limit=preset.evaluation.limit) for name in preset.protocols}
+        examiner = Examiner(questions, preset.evaluation.diagnostics, clock)
+    scores, replies, losses = {}, {}, {}
+    for role in ("teacher", "base"):
+        scores[role], replies[role] = examiner.run(places[role], role == "teacher")
+        say(f"{role} evaluated")
+    for recipe in recipes:
+        folder = Path(job["out"]) / recipe.name
+        losses[recipe.name] = Trainer(preset, recipe, samples, places, clock).run(folder)
+        scores[recipe.name], replies[recipe.name] = examiner.run(folder, is_teacher=False)
+        say(f"{recipe.name} trained and evaluated")
+    return {"scores": scores, "replies": replies, "losses": losses, "seconds": dict(clock.seconds)}
+
+
+if __name__ == "__main__":
+    base.offline()
+    base.shim()
+    logging.basicConfig(level=logging.INFO, format="plain: %(message)s", stream=sys.stdout)
+    torch.set_num_threads(1)
+    given = base.read_json(sys.argv[1])
+    found = main(given, logging.getLogger("plain").info)
+    base.write_json(Path(given["out"]) / "plain.json", found)
+    assert np.isfinite([record["total"] for records in found["losses"].values() for record in records]).all()

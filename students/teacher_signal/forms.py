@@ -1,0 +1,82 @@
+"""The forms in which a teacher's distributions are kept, and what each takes on disk. No torch here, so that plans can count.
+
+``exact`` keeps every logit in the teacher's own type: what is read back is what it said, bit for bit. ``half`` keeps each
+logit less its token's largest in float16, and the largest in float32: the numbers that are compared are small where
+probability is, and float16 has 11 significant bits of them where bfloat16 has 8. ``topk`` keeps log-probabilities of the k
+likeliest tokens and of all others together; losses are then taken over those k + 1 bins, and are never larger than over all
+tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.base import UserError
+
+Name = Literal["exact", "half", "topk"]
+Kind = Literal["float32", "bfloat16", "float16"]
+NAMES: tuple[Name, ...] = ("exact", "half", "topk")
+WIDTH: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: What ``topk`` may take for k where nobody says: fewer is little of a distribution, more is hardly more of it.
+LARGEST_K, SMALLEST_K = 1024, 16
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a teacher's distributions are kept.
+
+    Attributes:
+        name: one of :data:`NAMES`.
+        dtype: of the numbers: the teacher's own for "exact".
+        k: tokens of "topk".
+    """
+
+    name: Name = "exact"
+    dtype: Kind = "float32"
+    k: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.dtype}" if self.k is None else f"{self.name}, k = {self.k}, {self.dtype}"
+
+    def token_bytes(self, vocabulary: int) -> int:
+        """Bytes that one token takes."""
+        if self.k is not None:
+            return 4 * self.k + WIDTH[self.dtype] * (self.k + 1)
+        return WIDTH[self.dtype] * vocabulary + (4 if self.name == "half" else 0)
+
+    def check(self, vocabulary: int) -> None:
+        """Refuse a k that leaves no other tokens.
+
+        Raises:
+            UserError: naming k and V.
+        """
+        if self.k is not None and not 1 <= self.k < vocabulary:
+            raise UserError(f"k is {self.k}, and the teacher knows {vocabulary} tokens; allowed: 1 to {vocabulary - 1}")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What has to be kept.
+
+    Attributes:
+        tokens: T, supervised tokens of the data.
+        samples: S.
+        vocabulary: V, the teacher's.
+        hidden: H, its width.
+        dtype: of its logits.
+    """
+
+    tokens: int
+    samples: int
+    vocabulary: int
+    hidden: int
+    dtype: Kind = "float32"
+
+    def exact(self) -> Form:
+        """The form that loses nothing."""
+        return Form("exact", self.dtype)
+
+    def total(self, form: Form) -> int:
+        """Bytes of a form with what is kept beside the distributions: 24 of each token, states and facts of each sample."""
+        return self.tokens * (form.token_bytes(self.vocabulary) + 24) + self.samples * (8 * self.hidden + 96)
