@@ -13,6 +13,7 @@ from harness.cells import Cell, cells, read_cell, student_folder
 from harness.config import Evaluation, Models, Preset, load_recipe
 from harness.plan import Stage, survey
 from harness.real import Requires
+from harness.signal_form import Signal
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
 from harness.stages import collect, corpus, data, evaluate
 from harness.training_plan import TrainingPlan
@@ -22,8 +23,8 @@ __all__ = ["Blueprint", "Cell", "cells", "student_folder", "widened"]
 
 #: Estimated seconds per stage kind where the preset names none.
 _SECONDS = {
-    "data": 10, "corpus": 600, "questions": 10, "model": 120, "encode": 6, "signal": 20, "student": 30, "evaluate": 4,
-    "collect": 2, "report": 15,
+    "data": 10, "corpus": 600, "questions": 10, "model": 120, "encode": 6, "count": 60, "signal": 20, "kept": 20,
+    "student": 30, "evaluate": 4, "collect": 2, "report": 15,
 }  # fmt: skip
 #: Fields of a preset that came after runs had been recorded without them.
 _LATER = ("corpora", "stages", "requires", "declared")
@@ -95,7 +96,7 @@ class Blueprint:
         for stage in self.training.data():
             self._add(stage)
         self._questions()
-        for stage in self.training.models():
+        for stage in self.training.models([name for name, _ in self.students]):
             self._add(stage)
         given = [c for c in self.cells if c.seed is None]
         for cell in given:
@@ -240,6 +241,8 @@ class Blueprint:
         preset = self.preset.model_dump(mode="json", exclude={"seconds", "workers", "cache_gb"})
         if self.preset.requires == Requires():
             del preset["requires"]
+        if self.preset.signal == Signal():
+            del preset["signal"]
         captions = {name: [tasks.protocol(name).title, tasks.protocol(name).description] for name in self.protocols}
         return {
             "preset": {name: value for name, value in preset.items() if name not in _LATER or value},
