@@ -14,6 +14,7 @@ from harness.config import Evaluation, Models, Preset, load_recipe
 from harness.plan import Stage, survey
 from harness.real import Requires
 from harness.resources import of_kind
+from harness.signal_form import Signal
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
 from harness.stages import collect, corpus, data, evaluate
 from harness.training_plan import TrainingPlan
@@ -23,8 +24,8 @@ __all__ = ["Blueprint", "Cell", "cells", "student_folder", "widened"]
 
 #: Estimated seconds per stage kind where the preset names none.
 _SECONDS = {
-    "data": 10, "corpus": 600, "questions": 10, "model": 120, "encode": 6, "signal": 20, "student": 30, "evaluate": 4,
-    "collect": 2, "report": 15,
+    "data": 10, "corpus": 600, "questions": 10, "model": 120, "encode": 6, "count": 60, "signal": 20, "kept": 20,
+    "student": 30, "evaluate": 4, "collect": 2, "report": 15,
 }  # fmt: skip
 #: Kinds of stages that the processes of a launch compute together; the others are the first process's.
 _DISTRIBUTED = ("student", "evaluate")
@@ -101,7 +102,7 @@ class Blueprint:
         for stage in self.training.data():
             self._add(stage)
         self._questions()
-        for stage in self.training.models():
+        for stage in self.training.models([name for name, _ in self.students]):
             self._add(stage)
         given = [c for c in self.cells if c.seed is None]
         for cell in given:
@@ -248,6 +249,8 @@ class Blueprint:
         preset = self.preset.model_dump(mode="json", exclude={"seconds", "workers", "resources", "cache_gb"})
         if self.preset.requires == Requires():
             del preset["requires"]
+        if self.preset.signal == Signal():
+            del preset["signal"]
         captions = {name: [tasks.protocol(name).title, tasks.protocol(name).description] for name in self.protocols}
         return {
             "preset": {name: value for name, value in preset.items() if name not in _LATER or value},

@@ -30,6 +30,7 @@ from harness.base import Strict, UserError, parse, read_yaml, unknown
 from harness.pretraining import Making
 from harness.real import Assemble, CorpusSource, ModelSize, Requires, TrainingStage, Word
 from harness.resources import DEFAULTS, Resources
+from harness.signal_form import Signal
 from students import registry
 from students.options import DistilOptions
 from students.recipe import RESERVED, Recipe, Variant
@@ -191,6 +192,7 @@ class Preset(Strict):
         seconds: rough seconds per stage kind on two quiet cores, for estimates only.
         requires: what the machine must have.
         declared: sizes of models as published, by role or name (``teacher``, ``base``, ...), for the plan only.
+        signal: in what form the teacher's signal is kept.
         cache_gb: GB (10^9 bytes) that caches may hold in the run folder; None for no bound. ``--cache-gb`` replaces it.
     """
 
@@ -214,6 +216,7 @@ class Preset(Strict):
     requires: Requires = Requires()
     declared: dict[str, ModelSize] = Field(default_factory=dict)
     cache_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    signal: Signal = Signal()
 
     @property
     def trains(self) -> bool:

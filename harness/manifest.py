@@ -98,6 +98,7 @@ def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any]
         "weights": weights,
         "left_out": left_out.lines(root, plan),
         "failed": list(plan.failed),
+        "signal": plan.training.signal.lines(root, dict.fromkeys(name for name, _ in plan.students)),
         "vision": [decision.line for decision in plan.vision.decisions],
         "overrides": dict(overrides),
         "command": command,

@@ -102,16 +102,18 @@ def on_the_hub(preset: Preset, protocols: Sequence[str]) -> bool:
 
 
 def live(preset: Preset) -> Preset:
-    """Return the preset with the teacher run beside the students, for ``--live-teacher``; on corpora it always is.
+    """Return the preset with the teacher run beside the students, for ``--live-teacher``.
 
     Raises:
         UserError: when it trains nothing.
     """
     if not preset.trains:
         raise UserError(f"--live-teacher: preset {preset.name!r} trains nothing")
+    on = {"live_teacher": True}
     if preset.training is None:
-        return preset
-    return preset.model_copy(update={"training": preset.training.model_copy(update={"live_teacher": True})})
+        stages = tuple(s.model_copy(update={"training": s.training.model_copy(update=on)}) for s in preset.stages)
+        return preset.model_copy(update={"stages": stages})
+    return preset.model_copy(update={"training": preset.training.model_copy(update=on)})
 
 
 def bounded(preset: Preset, gb: float) -> Preset:

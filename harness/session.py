@@ -89,6 +89,7 @@ class Session:
         timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
         for decision in blueprint.vision.decisions:
             self._say(f"vision tower on {decision.line}")
+        self._say_signal(blueprint)
         for line in caching.lines(self.root, stages, done, self._bound):
             self._say(line)
         caching.Keeper(self.root, stages, self._bound).check(done)
@@ -211,6 +212,10 @@ class Session:
         for line in left_out.lines(self.root, blueprint):
             self._say(f"LEFT OUT: {line}")
 
+    def _say_signal(self, blueprint: Blueprint) -> None:
+        for line in blueprint.training.signal.lines(self.root, dict.fromkeys(name for name, _ in blueprint.students)):
+            self._say(line)
+
     def _conclude(self, blueprint: Blueprint) -> None:
         """Print the main numbers and where the report is."""
         self._say(f"{blueprint.preset.title}: values (intervals are in the report)")
@@ -219,6 +224,7 @@ class Session:
         for name, (rows, expected) in asked.items():
             if rows != expected:
                 self._say(f"PARTIAL: {name} was asked {rows:,} of its {expected:,} questions")
+        self._say_signal(blueprint)
         self._say_left_out(blueprint)
         whole = all(rows == expected for rows, expected in asked.values())
         self.console.print(main_table(self.root, blueprint, averages=whole))

@@ -14,7 +14,7 @@ function finds in its context:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from harness.cells import earlier_folder, student_folder
 from harness.config import Preset, Train, load_recipe, load_variant
 from harness.plan import Stage
 from harness.real import Assemble, CorpusSource, TrainingStage
+from harness.signal_plan import SignalPlan
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources, digest
-from harness.stages import corpus, data, encode, models, student
+from harness.stages import corpus, data, encode, models, signal, student
 from students.options import DistilOptions
 
 #: What of a corpus's source shapes its rows; the rest is for the plan.
@@ -47,6 +48,7 @@ class TrainingPlan:
         self.sources = sources
         self.data_root = data_root
         self.corpora = tuple(dict.fromkeys(stage.corpus for stage in preset.stages))
+        self.signal = SignalPlan(preset, sources)
         self._absent = absent
 
     def data(self) -> list[Stage]:
@@ -54,16 +56,24 @@ class TrainingPlan:
         found = [self._data()] if self.preset.training is not None or self._trained_here() else []
         return found + [self._corpus(name) for name in self.corpora]
 
-    def models(self) -> list[Stage]:
-        """Return the stages before the first student's, but for the data, each after what it reads."""
+    def models(self, names: Sequence[str] = ()) -> list[Stage]:
+        """Return the stages before the first student's, but for the data, each after what it reads.
+
+        Args:
+            names: the students, whose energies say what of the teacher is kept.
+        """
         found = []
         for role in self.sources.made():
             found.append(self._assembled(role) if isinstance(self.sources.of(role), Assemble) else self._trained(role))
         if self.preset.training is not None:
             found.append(self._encode())
         if self.preset.training is not None and not self.preset.training.live_teacher:
-            found.append(self._signal(self.preset.training))
-        return found
+            found += self.signal.packed(self.preset.training, self._blind(), names)
+        made: dict[str, Stage] = {}
+        for stage in self.preset.stages:
+            images = self._places(stage.corpus).get("images")
+            made |= {each.id: each for each in self.signal.streamed(stage, names, images) if each.id not in made}
+        return [*found, *made.values()]
 
     def _trained_here(self) -> bool:
         return any(isinstance(self.sources.of(role), Train) for role in self.sources.made())
@@ -170,21 +180,6 @@ class TrainingPlan:
             plans=encode.PLANS,
         )
 
-    def _signal(self, training: DistilOptions) -> Stage:
-        reads, given = self.sources.inputs("teacher")
-        packing = training.model_dump(mode="json", include={"rows", "turns"})  # shapes the arithmetic of the pass
-        return Stage(
-            id="teacher/signal",
-            kind="signal",
-            run="harness.stages.student:signal",
-            version=student.STAGE_VERSION,
-            config={"training": packing, "threads": self.preset.threads, "blind": self._blind()},
-            targets=(student.SIGNAL,),
-            reads=("data", *reads),
-            given=given,
-            places={"teacher": self.sources.place("teacher")},
-        )
-
     def _blind(self) -> dict[str, Any]:
         """Return what the teacher says where it is blind: the arguments of :class:`students.blind.Blind`."""
         return {"says": self.preset.data.blind_teacher, "seed": self.preset.data.seed}
@@ -226,7 +221,9 @@ class TrainingPlan:
             more, taught = self.sources.inputs("teacher")
             reads, given = (*reads, *more), {**given, **taught}
         else:
-            reads = (student.SIGNAL, *reads)
+            reads = (signal.SIGNAL, *reads)
+        tokens = self.signal.reads_tokens(name, training)
+        places = {"base": self.sources.place("base"), "teacher": self.sources.place("teacher")}
         return Stage(
             id=f"student/{name}/seed{seed}",
             kind="student",
@@ -236,9 +233,9 @@ class TrainingPlan:
             targets=(student_folder(name, seed),),
             reads=("data", *reads),
             given=given,
-            places={"base": self.sources.place("base"), "teacher": self.sources.place("teacher")},
+            places={**places, "kept": signal.KEPT} if tokens else places,
             resumes=training.save_every is not None,
-            uses=(encode.TARGET,),
+            uses=(encode.TARGET, signal.KEPT) if tokens else (encode.TARGET,),
         )
 
     def _streamed(self, label: str, folder: str, name: str, seed: int, stage: TrainingStage, start: str | None) -> Stage:
@@ -255,20 +252,27 @@ class TrainingPlan:
             places = {**places, "images": images}
         if load_recipe(name).energies and self.sources.of("teacher") is None:
             raise UserError(f"preset {self.preset.name!r} has no teacher, which the student {name!r} needs")
-        if load_recipe(name).energies:
+        uses: tuple[str, ...] = ()
+        if self.signal.hears(name, stage.training):
+            more, uses, told = self.signal.told(stage, name)
+            reads, places = (*reads, *more), {**places, **told}
+        elif load_recipe(name).energies:
             more, taught = self.sources.inputs("teacher")
             reads, given = (*reads, *more), {**given, **taught}
             places = {**places, "teacher": self.sources.place("teacher")}
+        # what it reads says whether its teacher is live
+        facts = self._facts(name, seed, stage.training.model_copy(update={"live_teacher": False}))
         return Stage(
             id=label,
             kind="student",
             run="harness.stages.student:distil",
             version=student.STAGE_VERSION,
-            config={**self._facts(name, seed, stage.training), "corpus": stage.corpus, "stage": stage.name},
+            config={**facts, "corpus": stage.corpus, "stage": stage.name},
             targets=(folder,),
             reads=(index, *reads),
             given=given,
             places=places,
+            uses=uses,
             resumes=stage.training.save_every is not None,
         )
 

@@ -143,7 +143,7 @@ class Features:
         if isinstance(said.logits, Bins):  # the whole distribution's entropy is known without it
             top = sample_mean(said.logits.logits[:, :-1].amax(-1).exp(), seen.batch.sample, len(seen.batch.indices))
             return torch.stack([said.entropy.to(top.device) / math.log(self.vocabulary), top], 1)
-        return scalars(said.logits, seen.batch.sample, len(seen.batch.indices))
+        return scalars(said.logits[:], seen.batch.sample, len(seen.batch.indices))
 
     def _scalars(self, seen: Seen) -> Tensor:
         return torch.cat([self._teacher_scalars(seen), self._student_scalars(seen)], 1)

@@ -1,9 +1,9 @@
 """From states to losses: the head, and everything that reads a whole row of logits, in chunks where all at once are too many.
 
 A row of logits is as wide as the vocabulary, and a loss makes several more of that size on the way. Tokens are independent of
-each other there, so with more than :data:`LIMIT` logits they are taken a chunk at a time: the forward pass keeps the values of
-each token and nothing else, and the backward pass makes each chunk's logits once more (torch's checkpointing). What a step
-holds at once then depends neither on the number of tokens nor, but for the head itself, on the vocabulary.
+each other there, so with more than ``stored.LIMIT`` logits they are taken a chunk at a time: the forward pass keeps a token's
+values and nothing else, and the backward pass makes each chunk's logits once more (torch's checkpointing). What a step holds at
+once then depends neither on the number of tokens nor, but for the head itself, on the vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from students import stored
 from students.bins import Bins
 from students.features import sample_scalars, token_scalars
 from students.losses import ChannelLosses, Losses
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from students.training import Passed
     from students.voice import Said
 
-#: Logits of one model that are made at once: 2^24 in float32 are 64 MiB, and an energy makes about eight such tensors.
-LIMIT = 1 << 24
 #: Logits of one model and micro-batch that histograms are made of, where not all of them exist at once.
 SHOWN = 1_000_000
 
@@ -59,7 +58,7 @@ class Head:
         losses: of its recipe.
         autocast: returns the context in which the head runs.
         features: names of the features that the weighting reads.
-        limit: most logits at once; None for :data:`LIMIT`.
+        limit: most logits at once; None for ``stored.LIMIT``.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Head:
         limit: int | None = None,
     ) -> None:
         self.adapter, self.losses, self.autocast = adapter, losses, autocast
-        self.limit = LIMIT if limit is None else limit
+        self.limit = stored.LIMIT if limit is None else limit
         owners = {"student": {"student_scalars", "scalars"}, "teacher": {"teacher_scalars", "scalars"}}
         self.scalars = tuple(owner for owner, names in owners.items() if names & set(features))
 
@@ -84,11 +83,11 @@ class Head:
             said: what the teacher says about it, if it was asked.
             show: whether logits for a histogram are wanted.
         """
-        teacher, taps = (said.logits, said.taps) if said is not None else (None, None)
+        taps = said.taps if said is not None else None
         width, count = self.adapter.vocabulary_size, len(batch.indices)
         most = max(1, self.limit // width)
         if len(states) <= most or not self.losses.by_tokens:
-            logits = self._project(states)
+            logits, teacher = self._project(states), said.logits[:] if said is not None else None
             return Read(self.losses(logits, batch.labels, batch.sample, count, teacher, taps), logits)
         size = -(-len(states) // -(-len(states) // most))
         aside = _Aside(self.scalars, -(-len(states) * width // SHOWN) if show else 0)

@@ -18,8 +18,9 @@ from students.data.samples import TrainingSet
 from students.feed import Feed, PackedFeed
 from students.feed_stream import StreamFeed
 from students.teacher_signal import codec
+from students.teacher_signal.declared import KEPT
 from students.teacher_signal.forms import Form
-from students.teacher_signal.kept import KEPT, KeptVision, live_sizes
+from students.teacher_signal.kept import KeptVision, live_sizes
 from students.teacher_signal.reading import TeacherSignal
 from students.teacher_signal.stream_reading import StreamSignal
 from students.voice import CachedStreamVoice, CachedVoice, Voice

@@ -70,8 +70,8 @@ class DistilOptions(Strict):
         save_every: steps between two resume points; None for no resume points.
         grouping: "modality_length" puts rows with and without images into steps of their own, rows of like length together.
         megabatch: with grouping, rows of one kind that are sorted together, a divisor of ``rows``; None for ``rows``.
-        live_teacher: ask the teacher at every step, where packed data would read the cached signal; streams always do.
-        teacher_dtype: what a live teacher's weights are stored in.
+        live_teacher: ask the teacher at every step, where students would read its cached signal.
+        teacher_dtype: what the teacher's weights are stored in.
         frozen_dtype: what the matrices of the student's frozen parts are kept in while it trains; the checkpoint holds the
             base's values.
     """

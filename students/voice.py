@@ -14,7 +14,8 @@ from torch import Tensor
 from harness.base import UserError
 from students import taps
 from students.batch import Tap, sample_mean, wide
-from students.bins import Bins
+from students.stored import Spoken, Stored, parts
+from students.vision.pictures import MEAN_IMAGE
 
 if TYPE_CHECKING:
     from students.data.conversations import Corpus
@@ -41,7 +42,7 @@ class Said:
         taps: student's and teacher's features by name, on request.
     """
 
-    logits: Tensor | Bins
+    logits: Spoken
     entropy: Tensor
     correct: Tensor | None
     prompt: Tensor | None = None
@@ -120,7 +121,7 @@ class CachedVoice(Voice):
         self.adapter, self.kept = live.adapter if live else None, kept
         if kept is not None:
             taps.refuse_mixture(data, signal.blind_teacher)
-            blind = [taps.MEAN_IMAGE if s.blind and s.image is not None else s.image for s in data]
+            blind = [MEAN_IMAGE if s.blind and s.image is not None else s.image for s in data]
             self._shown: list[str | None] = blind
 
     def widths(self, wanted: frozenset[str], student: Adapter) -> dict[str, tuple[int, int]]:
@@ -214,14 +215,18 @@ class CachedStreamVoice(Voice):
         return told.entropy, told.correct
 
 
-def entropy_of(logits: Tensor, sample: Tensor, count: int) -> Tensor:
+def entropy_of(logits: Tensor | Stored, sample: Tensor, count: int) -> Tensor:
     """Mean entropy in nats of each sample's tokens, [N, V] -> [B] float32; a banned (-inf) token adds nothing."""
-    log_p = wide(logits).log_softmax(-1)
-    each = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
+    each = torch.cat([_entropies(part) for part in parts(logits)])
     return sample_mean(each, sample, count).float()
 
 
-def greedy(logits: Tensor, labels: Tensor, sample: Tensor, count: int) -> Tensor:
+def _entropies(logits: Tensor) -> Tensor:
+    log_p = wide(logits).log_softmax(-1)
+    return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
+
+
+def greedy(logits: Tensor | Stored, labels: Tensor, sample: Tensor, count: int) -> Tensor:
     """Whether the most probable tokens [N, V] of each sample are its labels: [B] bool."""
-    wrong = (logits.argmax(-1) != labels).float()
+    wrong = (torch.cat([part.argmax(-1) for part in parts(logits)]) != labels).float()
     return wrong.new_zeros(count).index_add(0, sample, wrong) == 0

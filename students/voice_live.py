@@ -15,6 +15,7 @@ from students import taps
 from students.align import differ
 from students.blind import Blind, others
 from students.data.pack import Encoded, collate
+from students.stored import held
 from students.voice import Said, Voice, entropy_of, greedy
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class StreamVoice(Voice):
             supervised = self.adapter.supervised(hidden, theirs)
             if part.hearing.tokens is not None:
                 supervised = supervised[part.hearing.tokens.to(self.device)]
-            logits = self.adapter.head(supervised)[:, : len(self.vocabulary)].float()
+        logits = held(len(supervised), len(self.vocabulary), lambda where: self._say(supervised[where]))
         self.passes += count
         correct = greedy(logits, batch.labels, batch.sample, count) if record else None
         said = Said(logits, entropy_of(logits, batch.sample, count), correct)
@@ -193,3 +194,9 @@ class StreamVoice(Voice):
         if wanted:
             said.taps = taps.pair(student, taps.streamed(found, theirs, batch, part.cut), batch)
         return said
+
+    @torch.no_grad()
+    def _say(self, states: Tensor) -> Tensor:
+        """Logits [n, V] of states [n, H]; the backward pass of a student may ask for them once more."""
+        with taps.thinking(self.device, self.dtype):
+            return self.adapter.head(states)[:, : len(self.vocabulary)].float()

@@ -1,11 +1,11 @@
-"""The teacher's signal, and the students that learn from it."""
+"""The students: what they are opened with, and their training."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from harness.stages import data, encode
+from harness.stages import encode, signal
 
 if TYPE_CHECKING:
     from harness.workers import Context
@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from students.options import DistilOptions
     from students.tracking import Trackers
 
-#: Raise when the same configuration would give another signal or other weights.
+#: Raise when the same configuration would give other weights.
 STAGE_VERSION = 2
-
-SIGNAL = "teacher/signal"
 
 
 def use_torch(context: Context) -> None:
@@ -24,26 +22,6 @@ def use_torch(context: Context) -> None:
     import torch
 
     torch.set_num_threads(context.settings.threads)
-
-
-def signal(context: Context) -> None:
-    """Cache what the teacher says about every supervised token."""
-    from students import teachers
-    from students.blind import Blind
-
-    use_torch(context)
-    samples = data.load_training(context.root)
-    training = context.config["training"]
-    teachers.cache(
-        context.place("teacher"),
-        samples,
-        context.out(SIGNAL),
-        context.progress,
-        rows=training["rows"],
-        turns=training["turns"],
-        device=context.settings.device,
-        blind=Blind(**context.config["blind"]),
-    )
 
 
 def distil(context: Context) -> None:
@@ -64,7 +42,7 @@ def distil(context: Context) -> None:
     distiller.distil(
         parse(config["recipe"]),
         options,
-        context.remember("training", f"{places} live={options.live_teacher}", lambda: opened(context, options)),
+        context.remember("training", f"{places} {_reads(options)}", lambda: opened(context, options)),
         config["seed"],
         context.out(context.stage.targets[0]),
         context.progress,
@@ -86,6 +64,12 @@ def _trackers(context: Context) -> Trackers | None:
     return Trackers(context.settings.track, context.root / "tracking" / run, context.root.name, run, facts)
 
 
+def _reads(options: DistilOptions) -> str:
+    """Say what of the options shapes the opened inputs, so that students which share them open them once."""
+    names = ("live_teacher", "teacher_dtype", "template", "max_length")
+    return " ".join(f"{name}={getattr(options, name)}" for name in names)
+
+
 def _packed(context: Context, options: DistilOptions) -> Inputs:
     """Read the training data, and the teacher's signal unless the teacher is live."""
     from students import teachers
@@ -96,8 +80,9 @@ def _packed(context: Context, options: DistilOptions) -> Inputs:
     (samples, encoded), blind = encode.load(context.root), Blind(**context.config["blind"])
     if options.live_teacher:
         return Inputs(base, samples, encoded, None, teacher, blind, seen(context))
-    said = teachers.TeacherSignal.load(context.root / SIGNAL, teachers.signal_key(teacher, samples, blind))
-    return Inputs(base, samples, encoded, said, teacher, blind, seen(context))
+    key = teachers.signal_key(teacher, samples, blind, options.teacher_dtype)
+    said = teachers.TeacherSignal.load(context.root / signal.SIGNAL, key)
+    return Inputs(base, samples, encoded, said, teacher, blind, seen(context), signal.open_kept(context, key))
 
 
 def seen(context: Context) -> Path | None:
@@ -105,12 +90,18 @@ def seen(context: Context) -> Path | None:
     return context.place("vision") if "vision" in context.stage.places else None
 
 
-def _streamed(context: Context, options: DistilOptions) -> StreamInputs:  # noqa: ARG001 - as _packed
-    """Open the corpus."""
-    from students.data.corpus import IndexedCorpus
+def _streamed(context: Context, options: DistilOptions) -> StreamInputs:
+    """Open the corpus, and the teacher's signal of it where the student's stage reads one."""
+    from students.feed_stream import ROOM
     from students.inputs import StreamInputs
+    from students.teacher_signal.keys import stream_key
+    from students.teacher_signal.stream_reading import StreamSignal
 
-    places = context.stage.places
-    corpus = IndexedCorpus(context.place("corpus"), context.place("images") if "images" in places else None)
+    places, base, rows = context.stage.places, context.place("base"), signal.open_corpus(context)
     teacher = context.place("teacher") if "teacher" in places else None
-    return StreamInputs(context.place("base"), corpus, teacher, seen(context))
+    if teacher is None or "signal" not in places:
+        return StreamInputs(base, rows, teacher, seen(context))
+    limit = None if options.max_length is None else options.max_length + ROOM
+    said = StreamSignal.load(context.place("signal"), stream_key(teacher, rows, options.template, limit, options.teacher_dtype))
+    kept = signal.open_kept(context, stream_key(teacher, rows, dtype=options.teacher_dtype))
+    return StreamInputs(base, rows, teacher, seen(context), said, kept)

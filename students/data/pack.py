@@ -150,6 +150,7 @@ class Batch:
         indices: the B samples' numbers in the training set.
         pictures: how many images each of the R rows shows; empty where every row shows one or none.
         inputs: what else the model's forward pass takes, by keyword (image sizes, token types).
+        padded: of a mask [R, L], that it is known on the host to hold padding, all of it on the right.
     """
 
     input_ids: torch.Tensor
@@ -171,6 +172,7 @@ class Batch:
     indices: tuple[int, ...]
     pictures: tuple[int, ...] = ()
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    padded: bool = False
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""

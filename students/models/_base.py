@@ -28,6 +28,9 @@ PARTS = ("language", "projector", "tower")
 #: The linear layers of a decoder block that LoRA may target, by the names that Llama and Qwen2 share.
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+#: Language models in which every layer attends to all tokens before.
+_CAUSAL = frozenset({"llama", "mobilevlm"})
+
 
 class Adapter(abc.ABC):
     """One model with its processor.
@@ -338,8 +341,13 @@ class Adapter(abc.ABC):
         return self.head(hidden[rows[:, None], columns])
 
     def _run(self, batch: Batch) -> Any:
+        mask = batch.attention_mask
+        if batch.padded and self.text_config.model_type in _CAUSAL and self.text_config._attn_implementation == "sdpa":
+            # what transformers makes of it, without asking the device first whether there is any padding
+            width = mask.shape[1]
+            mask = mask.new_ones(width, width).tril() & mask[:, None, None, :]
         return self.model.model(
-            input_ids=batch.input_ids, pixel_values=batch.pixel_values, attention_mask=batch.attention_mask,
+            input_ids=batch.input_ids, pixel_values=batch.pixel_values, attention_mask=mask,
             position_ids=batch.position_ids, use_cache=False, **batch.inputs,
         )  # fmt: skip
 

@@ -95,6 +95,7 @@ def collate(
         indices=tuple(indices),
         pictures=tuple(row.pictures for row in rows),
         inputs=inputs,
+        padded=side == "right" and not bool(mask.all()),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from students.models._base import TAPS
 from students.models._image_text import ImageTextAdapter
 from students.shape import LlavaShape
+
+if TYPE_CHECKING:
+    from students.data.pack import Batch
 
 __all__ = ["ADAPTER", "TAPS", "LlavaAdapter"]
 
@@ -80,6 +83,10 @@ class LlavaAdapter(ImageTextAdapter):
         )  # fmt: skip
         return cls(model, processor)
 
+    def _run(self, batch: Batch) -> Any:
+        self.model.model.get_placeholder_mask = MethodType(_places, self.model.model)
+        return super()._run(batch)
+
     def pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Preprocess uint8 pictures [H, W, 3] into float32 [I, 3, H, W]."""
         made = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
@@ -93,6 +100,18 @@ def _image_features(self: Any, pixel_values: Tensor, *args: Any, **kwargs: Any) 
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     return BaseModelOutputWithPooling(pooler_output=list(self.multi_modal_projector(pixel_values)))
+
+
+def _places(self: Any, input_ids: Tensor, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
+    """Say where image features go, [R, L, 1] bool, as ``LlavaModel.get_placeholder_mask`` does, which waits for the device.
+
+    Raises:
+        RuntimeError: when image tokens and features do not agree in number.
+    """
+    places = input_ids == self.config.image_token_id
+    expected = image_features.numel() // inputs_embeds.shape[-1]
+    torch._assert_async(places.sum() == expected, f"image tokens do not fit the {expected} features of the images")
+    return torch.as_tensor(places).unsqueeze(-1)
 
 
 ADAPTER = LlavaAdapter

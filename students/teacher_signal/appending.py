@@ -35,6 +35,7 @@ class Appender:
         if rows is not None:
             end = self._start + rows * self._width
             if path.stat().st_size < end:
+                self._file.close()
                 raise UserError(f"{path} is cut off: {path.stat().st_size} bytes, {end} were written. {REMAKE}")
             self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from students.bins import Bins
+from students.stored import Spoken, held
 from students.teacher_signal.forms import Form
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -51,6 +52,15 @@ def decode(form: Form, arrays: Arrays) -> Tensor | Bins:
     if form.k is not None:
         return Bins(torch.from_numpy(np.asarray(arrays["tokens"]).astype(np.int64)), found.log_softmax(-1))
     return found if form.name == "exact" else found + torch.from_numpy(np.asarray(arrays["peak"]))[:, None]
+
+
+def at(form: Form, arrays: Arrays, tokens: NDArray[np.int64], width: int) -> Spoken:
+    """Return what arrays say about ``tokens``; V = ``width``. Logits that are too many at once are read part by part."""
+
+    def read(where: slice) -> Tensor | Bins:
+        return decode(form, {name: array[tokens[where]] for name, array in arrays.items()})
+
+    return read(slice(None)) if form.k is not None else held(len(tokens), width, cast(Callable[[slice], Tensor], read))
 
 
 def bits(values: Tensor, dtype: str) -> NDArray[Any]:

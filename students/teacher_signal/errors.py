@@ -129,22 +129,3 @@ class Errors:
             for loss in LOSSES
         }
         return found
-
-
-def line(errors: dict[str, Any]) -> str:
-    """Say in one line how far a form is from the exact one."""
-    said = [
-        f"|d log p| at most {errors['log_p']['max']:.2g}, {errors['log_p']['expected']:.2g} expected",
-        f"KL {errors['kl']['mean']:.2g}",
-    ]
-    if "rest" in errors:
-        said.append(f"{100 * errors['rest']['mean']:.2g} % of probability without a bin of its own")
-    changes = [
-        abs(pair["kept"] - pair["exact"]) / pair["exact"]
-        for students in errors["losses"].values()
-        for pair in students.values()
-        if pair["exact"] > 0
-    ]
-    if changes:
-        said.append(f"losses change by at most {100 * max(changes):.2g} %")
-    return "; ".join(said)

@@ -9,8 +9,9 @@ tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from harness.base import UserError
 
@@ -78,5 +79,21 @@ class Size:
         return Form("exact", self.dtype)
 
     def total(self, form: Form) -> int:
-        """Bytes of a form with what is kept beside the distributions: 24 of each token, states and facts of each sample."""
-        return self.tokens * (form.token_bytes(self.vocabulary) + 24) + self.samples * (8 * self.hidden + 96)
+        """Bytes of a form with what is kept beside the distributions, at most: of tokens, of samples, of the vocabulary."""
+        beside = 24 * self.tokens + (8 * self.hidden + 160) * self.samples + 64 * self.vocabulary + 50_000
+        return self.tokens * form.token_bytes(self.vocabulary) + beside
+
+
+def loss(errors: Mapping[str, Any]) -> str:
+    """Say in one line how far a form is from the exact one, from what was measured while it was written."""
+    said = [
+        f"|d log p| at most {errors['log_p']['max']:.2g}, {errors['log_p']['mean']:.2g} in the mean",
+        f"KL {errors['kl']['mean']:.2g}",
+    ]
+    if "rest" in errors:
+        said.append(f"{100 * errors['rest']['mean']:.2g} % of probability without a bin of its own")
+    pairs = [pair for students in errors["losses"].values() for pair in students.values() if pair["exact"] > 0]
+    if pairs:
+        change = max(abs(pair["kept"] - pair["exact"]) / pair["exact"] for pair in pairs)
+        said.append(f"losses change by at most {100 * change:.2g} %")
+    return "; ".join(said)

@@ -18,7 +18,9 @@ from torch import Tensor
 from harness.base import open_array, write_json
 from students import taps
 from students.blind import Blind
+from students.models._base import common_vision_tokens
 from students.teacher_signal import codec
+from students.teacher_signal.declared import KEPT
 from students.teacher_signal.forms import WIDTH, Kind
 from students.teacher_signal.keys import refuse_stale, signal_key, stream_key
 from students.teacher_signal.reading import mapped, read_meta, read_names
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 VERSION = 1
 #: Images of a forward pass.
 AT_ONCE = 32
-KEPT = frozenset({"vision"})
 
 
 def size(images: int, tokens: int, hidden: int, dtype: str) -> int:
@@ -77,7 +78,7 @@ def cache(
         dtype: what the teacher's weights are stored in, and its vision tokens.
     """
     device = next(adapter.model.parameters()).device
-    n_v = taps.common_vision_tokens(adapter, adapter)
+    n_v = common_vision_tokens(adapter, adapter)
     out.mkdir(parents=True, exist_ok=True)
     shape = (len(pictures.keys), n_v, adapter.hidden_size)
     kept_as = np.uint16 if dtype == "bfloat16" else np.float32

@@ -18,7 +18,7 @@ from students.teacher_signal.packed import FACTS, VERSION
 if TYPE_CHECKING:
     import torch
 
-    from students.bins import Bins
+    from students.stored import Spoken
 
 #: The version before forms: always exact, float32.
 _EXACT_ONLY = 2
@@ -79,8 +79,13 @@ class TeacherSignal:
             logits_array=arrays["logits"],
             labels_array=arrays["labels"],
             vision_array=arrays["vision"],
-            **{name: arrays[name] for name in ("offsets", "entropy", "correct", "prompt", "seen")},
-            **names,
+            offsets=arrays["offsets"],
+            entropy=arrays["entropy"],
+            correct=arrays["correct"],
+            prompt=arrays["prompt"],
+            seen=arrays["seen"],
+            ids=names["ids"],
+            vocabulary=names["vocabulary"],
             blind_teacher=meta["key"]["blind_teacher"],
             form=form,
             more={name: arrays[name] for name in said if name != "logits"},
@@ -95,15 +100,15 @@ class TeacherSignal:
     def _tokens(self, indices: Sequence[int]) -> NDArray[np.int64]:
         return np.concatenate([np.arange(self.offsets[k], self.offsets[k + 1]) for k in indices])
 
-    def logits(self, indices: Sequence[int]) -> torch.Tensor | Bins:
+    def logits(self, indices: Sequence[int]) -> Spoken:
         """Return what the teacher says about the samples' supervised tokens, sample by sample, as a Batch orders them.
 
-        Logits float32 [N, V], or bins over its likeliest tokens.
+        Logits float32 [N, V], in parts where they are many, or bins over its likeliest tokens.
         """
         from students.teacher_signal import codec
 
-        tokens = self._tokens(indices)
-        return codec.decode(self.form, {n: a[tokens] for n, a in (("logits", self.logits_array), *self.more.items())})
+        arrays = {"logits": self.logits_array, **self.more}
+        return codec.at(self.form, arrays, self._tokens(indices), self.vocabulary_size)
 
     def labels(self, indices: Sequence[int]) -> NDArray[np.int64]:
         """Return the labels int64 [N] that the logits were computed for, in the same order."""

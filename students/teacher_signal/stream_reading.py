@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.base import UserError
 from students.align import by_sample, leading
-from students.bins import Bins
+from students.stored import Spoken
 from students.teacher_signal import codec
 from students.teacher_signal.forms import Form
 from students.teacher_signal.keys import REMAKE, refuse_stale
@@ -30,12 +30,12 @@ class Told:
     """What the signal says about a micro-batch of B rows and N tokens, on the host.
 
     Attributes:
-        logits: float32 [N, V], or bins.
+        logits: float32 [N, V], in parts where they are many, or bins.
         entropy: [B] float32, mean over the tokens that the student has.
         correct: [B] bool, whether these are the most probable ones.
     """
 
-    logits: Tensor | Bins
+    logits: Spoken
     entropy: Tensor
     correct: Tensor
 
@@ -110,7 +110,7 @@ class StreamSignal:
         entropy, right = (np.split(self.tokens[name][tokens], np.cumsum(counts)[:-1]) for name in ("entropy", "right"))
         wanted = tokens if distributions else tokens[:0]
         return Told(
-            codec.decode(self.form, {name: array[wanted] for name, array in self.said.items()}),
+            codec.at(self.form, self.said, wanted, len(self.vocabulary)),
             torch.from_numpy(np.array([part.mean() for part in entropy], np.float32)),
             torch.from_numpy(np.array([part.all() for part in right])),
         )

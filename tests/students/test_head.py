@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from students import energies, head
+from students import energies, head, stored, voice
 from students.features import scalars
 from students.head import Head
 from students.losses import Losses
 from students.options import DistilOptions
 from students.recipe import Variant, parse
+from students.stored import Stored, held
 
 V, H, N, B = 23, 6, 17, 4
 SAMPLE = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2])  # sample 3 has no token
@@ -73,7 +74,11 @@ def test_chunks_give_the_losses_and_gradients_of_all_tokens_at_once(name):
 
 def test_gradients_through_chunks_are_those_of_finite_differences():
     case = Case("ce+fkl+js", 4 * V)
-    assert torch.autograd.gradcheck(lambda states: torch.stack(list(case.read(states).losses.by_channel.values())), case.states)
+
+    def losses(states):
+        return torch.stack(list(case.read(states).losses.by_channel.values()))
+
+    assert torch.autograd.gradcheck(losses, case.states, fast_mode=True)
 
 
 @pytest.mark.parametrize("limit", [1, V - 1, 5 * V, N * V - 1])
@@ -135,6 +140,37 @@ def test_a_histogram_sees_every_nth_logit_of_all_tokens(monkeypatch):
     assert chunked.read().shown == {}
 
 
+def test_a_teacher_may_be_asked_for_a_part_at_a_time():
+    """Once in the forward and once in the backward pass, in no larger parts than chunks are."""
+    whole, chunked = both("ce+fkl@fixed")
+    asked, logits = [], chunked.teacher
+
+    def read(where):
+        asked.append(where)
+        return logits[where]
+
+    chunked.teacher = Stored(N, V, read)
+    for case in (whole, chunked):
+        case.total().backward()
+    torch.testing.assert_close(chunked.states.grad, whole.states.grad, rtol=1e-9, atol=1e-12)
+    assert [w.start for w in asked] == [0, 3, 6, 9, 12, 15, 15, 12, 9, 6, 3, 0]
+    found = whole.head(whole.states, whole.batch, SimpleNamespace(logits=Stored(N, V, lambda w: logits[w]), taps=None), False)
+    torch.testing.assert_close(found.losses.by_channel["fkl"], whole.read().losses.by_channel["fkl"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("limit", [V, 4 * V, N * V])
+def test_entropy_and_greedy_reply_of_parts_are_those_of_all(monkeypatch, limit):
+    monkeypatch.setattr(stored, "LIMIT", limit)
+    logits, labels = torch.randn(N, V), torch.randint(V, (N,))
+    labels[SAMPLE == 1] = logits[SAMPLE == 1].argmax(-1)
+    split = held(N, V, lambda where: logits[where])
+    assert isinstance(split, torch.Tensor) == (limit == N * V)
+    assert torch.equal(voice.entropy_of(split, SAMPLE, B), voice.entropy_of(logits, SAMPLE, B))
+    assert voice.greedy(split, labels, SAMPLE, B)[1]
+    assert torch.equal(voice.greedy(split, labels, SAMPLE, B), voice.greedy(logits, labels, SAMPLE, B))
+    assert torch.equal(split.to("cpu")[2:5], logits[2:5])
+
+
 class Largest(TorchDispatchMode):
     """The most elements that a tensor made inside had."""
 
@@ -173,7 +209,7 @@ def test_a_training_in_chunks_is_the_same(train, monkeypatch, recipe, rows):
     gate = {"features": ["scalars"]} if "instance" in recipe else {}
     given = {"options": options, "variant": Variant(energies=energy, weighting=gate)}
     whole = train(recipe, "whole", **given)
-    monkeypatch.setattr(head, "LIMIT", 400)
+    monkeypatch.setattr(stored, "LIMIT", 400)
     chunked = train(recipe, "chunked", **given)
     for mine, other in zip(dynamics(chunked), dynamics(whole), strict=True):
         for name in ("loss", "weight"):

@@ -243,15 +243,9 @@ def test_a_document_is_the_callers_own():
 # ---- the embedded suite ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def teachers():
-    folder = miniature.FOLDER / "teacher"
-    return CheckpointModel(folder, batch_size=1), CheckpointModel(folder, batch_size=128)
-
-
-@pytest.mark.parametrize("clusters", [3, pytest.param(None, marks=pytest.mark.slow)])
-def test_the_embedded_suite_gets_the_same_replies_one_by_one_and_batched(teachers, clusters, tmp_path):
-    single, batched = teachers
+@pytest.mark.parametrize(("role", "clusters"), [("teacher", 3), pytest.param("base", None, marks=pytest.mark.slow)])
+def test_the_embedded_suite_gets_the_same_replies_one_by_one_and_batched(role, clusters, tmp_path):
+    single, batched = (CheckpointModel(miniature.FOLDER / role, batch_size=size) for size in (1, 128))
     for protocol in miniature.protocols():
         questions = tasks.load(protocol, limit=clusters)
         expected = evaluate("", protocol, questions, model=single, replies_path=tmp_path / "a.jsonl")

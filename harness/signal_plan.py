@@ -1,0 +1,194 @@
+"""The stages that ask the teacher once for all students: its signal, its vision tokens, and whose energies need it live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import caching
+from harness.base import read_json
+from harness.config import Preset, load_recipe, load_variant
+from harness.plan import Stage
+from harness.real import TrainingStage
+from harness.signal_form import Signal
+from harness.sources import Sources
+from harness.stages import corpus, encode, signal
+from students.options import DistilOptions
+from students.teacher_signal import declared
+from students.teacher_signal.forms import loss
+
+#: Tokens beyond a student's limit that the teacher reads of a row, as students/feed_stream.py has it.
+ROOM = 4096
+
+
+class SignalPlan:
+    """Builds these stages for one preset.
+
+    Args:
+        preset: the experiment.
+        sources: its models.
+    """
+
+    def __init__(self, preset: Preset, sources: Sources) -> None:
+        self.preset, self.sources = preset, sources
+        self._records: dict[str, str] = {}
+
+    def lines(self, root: Path, names: Iterable[str]) -> list[str]:
+        """Return a sentence for each signal of the plan that is there, and for each student that needs the teacher beside it.
+
+        Its form, why that was taken, and what was measured of how far it is from the exact one.
+        """
+        said = []
+        for label, record in self._records.items():
+            path = root / record
+            if path.is_file():
+                found = read_json(path)
+                error = f"; measured against exact: {loss(found['errors'])}" if found["errors"] else ""
+                size = f"{found['bytes'] / caching.GB:.2g} GB at most"
+                said.append(f"{label}: {found['form']}, {size}, because {found['why']}{error}")
+        return said + self.live(names)
+
+    # ---- what a student reads ----------------------------------------------------------------------------------------------
+
+    def hears(self, name: str, options: DistilOptions) -> bool:
+        """Say whether a student of a corpus is told by a signal: nothing it reads is not kept, and its teacher not live."""
+        energies = load_recipe(name).energies
+        return bool(energies) and not options.live_teacher and declared.taps(energies) <= declared.KEPT
+
+    def reads_tokens(self, name: str, options: DistilOptions) -> bool:
+        """Say whether a student's energies read vision tokens, and nothing else beside a signal."""
+        wanted = declared.taps(load_recipe(name).energies)
+        return bool(wanted) and wanted <= declared.KEPT and not options.live_teacher
+
+    def live(self, names: Iterable[str]) -> list[str]:
+        """Return a line for each student that the teacher runs beside though the others hear its signal, and why."""
+        said = []
+        options = [self.preset.training] if self.preset.training is not None else [s.training for s in self.preset.stages]
+        for name in names:
+            wanted = declared.taps(load_recipe(name).energies) - declared.KEPT
+            if wanted and not all(each is None or each.live_teacher for each in options):
+                said.append(f"{name}: the teacher runs beside it, because it reads {' and '.join(sorted(wanted))} of it")
+        return said
+
+    # ---- packed data -------------------------------------------------------------------------------------------------------
+
+    def packed(self, training: DistilOptions, blind: dict[str, Any], names: Iterable[str]) -> list[Stage]:
+        """Return the stages of the training data's signal, and of vision tokens where one of the students reads them."""
+        reads, given = self.sources.inputs("teacher")
+        packing = training.model_dump(mode="json", include={"rows", "turns"})  # shapes the arithmetic of the pass
+        config = {"training": packing, "threads": self.preset.threads, "blind": blind, **self._teacher(training)}
+        said = Stage(
+            id="teacher/signal",
+            kind="signal",
+            run="harness.stages.signal:packed",
+            version=signal.STAGE_VERSION,
+            config={**config, **self._form()},
+            targets=(signal.SIGNAL, signal.record(signal.SIGNAL)),
+            reads=("data", *reads),
+            given=given,
+            places={"teacher": self.sources.place("teacher")},
+            cache=True,
+            plans=signal.PLANS,
+            uses=(encode.TARGET,),
+            budget=self.preset.cache_gb,
+        )
+        self._records[said.label] = said.targets[1]
+        if not any(self.reads_tokens(name, training) for name in names):
+            return [said]
+        tokens = {name: value for name, value in config.items() if name != "training"}
+        return [said, replace(self._kept(said, signal.KEPT, tokens), uses=(encode.TARGET,))]
+
+    def _teacher(self, training: DistilOptions) -> dict[str, Any]:
+        return {} if training.teacher_dtype == "float32" else {"dtype": training.teacher_dtype}
+
+    def _form(self) -> dict[str, Any]:
+        """Return what of the form is not as usual, so that the usual one changes no digest."""
+        wanted = self.preset.signal
+        found: dict[str, Any] = {} if wanted == Signal() else {"signal": wanted.model_dump(mode="json")}
+        recipes = [load_recipe(name) for name in self.preset.recipes]
+        variants = [load_variant(recipe.variant) if recipe.variant else None for recipe in recipes]
+        whole = any(declared.whole(r.energies, v) for r, v in zip(recipes, variants, strict=True))
+        return {**found, "whole": True} if whole and wanted.form == "auto" else found
+
+    def _kept(self, said: Stage, target: str, config: dict[str, Any]) -> Stage:
+        """Return the stage that keeps vision tokens of the images that a signal's stage reads."""
+        return replace(
+            said,
+            id=target,
+            kind="kept",
+            run="harness.stages.signal:kept",
+            version=signal.KEPT_VERSION,
+            config=config,
+            targets=(target,),
+            reads=tuple(path for path in said.reads if not path.startswith(signal.COUNT)),
+            plans=signal.PLANS_KEPT,
+            uses=(),
+            resumes=False,
+        )
+
+    # ---- corpora -----------------------------------------------------------------------------------------------------------
+
+    def label(self, stage: TrainingStage) -> str:
+        """Name the signal of a stage of the training: its corpus's, unless another stage reads that one otherwise."""
+        first = next(each for each in self.preset.stages if each.corpus == stage.corpus)
+        return stage.corpus if self._reading(first) == self._reading(stage) else f"{stage.corpus}-{stage.name}"
+
+    def _reading(self, stage: TrainingStage) -> dict[str, Any]:
+        """Return how the teacher reads a corpus for a stage, as far as it is not as usual."""
+        options = stage.training
+        found: dict[str, Any] = {} if options.template is None else {"template": options.template}
+        if options.max_length is not None:
+            found["limit"] = options.max_length + ROOM
+        return {**found, **self._teacher(options)}
+
+    def streamed(self, stage: TrainingStage, names: Sequence[str], images: str | None) -> list[Stage]:
+        """Return the stages of a corpus's signal, where one of the students hears it; ``images``: where those lie."""
+        if not any(self.hears(name, stage.training) for name in names):
+            return []
+        reads, given = self.sources.inputs("teacher")
+        label, index, options = self.label(stage), corpus.target(stage.corpus), stage.training
+        places = {"teacher": self.sources.place("teacher"), "corpus": index} | ({} if images is None else {"images": images})
+        config = {"corpus": stage.corpus, "threads": self.preset.threads, **self._reading(stage)}
+        count = Stage(
+            id=f"{signal.COUNT}/{label}",
+            kind="count",
+            run="harness.stages.signal:count",
+            version=signal.COUNT_VERSION,
+            config=config,
+            targets=(f"{signal.COUNT}/{label}.json",),
+            reads=(index, *reads),
+            given=given,
+            places=places,
+        )
+        target = f"{signal.SIGNAL}/{label}"
+        said = Stage(
+            id=target,
+            kind="signal",
+            run="harness.stages.signal:streamed",
+            version=signal.STAGE_VERSION,
+            config={**config, "training": {"rows": options.micro_rows or options.rows}, **self._form()},
+            targets=(target, signal.record(target)),
+            reads=(index, *count.targets, *reads),
+            given=given,
+            places={**places, "count": count.targets[0]},
+            resumes=True,
+            cache=True,
+            plans=signal.PLANS,
+            budget=self.preset.cache_gb,
+        )
+        self._records[said.label] = said.targets[1]
+        found = [count, said]
+        if any(self.reads_tokens(name, options) for name in names):
+            found.append(self._kept(said, f"{signal.KEPT}/{label}", config))
+        return found
+
+    def told(self, stage: TrainingStage, name: str) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:
+        """Return what a student that hears a signal reads and uses, and the places of it."""
+        label = self.label(stage)
+        places = {"signal": f"{signal.SIGNAL}/{label}", "teacher": self.sources.place("teacher")}
+        if not self.reads_tokens(name, stage.training):
+            return (places["signal"],), (), places
+        kept = f"{signal.KEPT}/{label}"
+        return (places["signal"],), (kept,), {**places, "kept": kept}
