@@ -150,7 +150,7 @@ class Execution:
             UserError: when a stage refuses its input.
         """
         self._executor.check([stage for stage in self._stages if stage.id not in self._done])
-        while self._open():
+        while self._open() or self._given:  # to the last word of every job: a second pass may use the same executor
             if self._changed:
                 self._dispatch()
             if self._given:
