@@ -72,7 +72,8 @@ def main(app: Any, module: str) -> NoReturn:
     except SystemExit:  # Typer and rich end a broken pipe with 1, which here means that the gate failed
         code = FAILED
     except StageError as error:
-        errors.print(error.trace, soft_wrap=True, highlight=False, markup=False)
+        if error.trace:  # a process that was killed leaves none
+            errors.print(error.trace, soft_wrap=True, highlight=False, markup=False)
         say_error(str(error))
         errors.print(f"what is complete is kept; to try again: {again}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(FAILED)
