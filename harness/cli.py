@@ -76,7 +76,8 @@ def main(app: Any, module: str) -> NoReturn:
         errors.print(f"to continue: {again}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(FAILED)
     except StageError as error:
-        errors.print(error.trace, soft_wrap=True, highlight=False, markup=False)
+        if error.trace:  # a process that was killed leaves none
+            errors.print(error.trace, soft_wrap=True, highlight=False, markup=False)
         say_error(str(error))
         errors.print(f"what is complete is kept; to try again: {again}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(FAILED)

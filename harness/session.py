@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from harness.workers import Settings
 
 #: Stages after which the manifest knows more.
 _TELLING = ("questions", "model", "corpus", "student")
-#: Kinds of the stages that tell of all others: after a failure they tell of what there is.
+#: Kinds, and ids, of the stages that tell of all others: after a failure they tell of what there is.
 _LAST = ("collect", "report")
 
 
@@ -180,8 +181,8 @@ class Session:
                 executor.stop()
             if rest is not None and not more:
                 self._conclude(rest[0])
-            for failure in [*failures, *more]:
-                self._say(f"FAILED: {failure.line}")
+            for line in _told([*failures, *more]):
+                self._say(f"FAILED: {line}")
             if failures:
                 raise error([*failures, *more])
 
@@ -195,8 +196,7 @@ class Session:
         left = [cell for cell in blueprint.cells if cell.stage not in lost]
         if not left:
             return None
-        told = [failure.line for failure in failures]
-        smaller = Blueprint(*self._given(), left, self._data_root, failed=told)
+        smaller = Blueprint(*self._given(), left, self._data_root, failed=_told(failures))
         stages = smaller.stages()
         last = [stage for stage in stages if stage.kind in _LAST]
         before = {each.id for stage in last for each in plan.upstream(stage, stages)} - {stage.id for stage in last}
@@ -230,6 +230,11 @@ class Session:
         self.console.print(main_table(self.root, blueprint, averages=whole))
         page = self.root / "report" / "index.html"
         self._say(f"report: {page} (and report.md, report.tex beside it)")
+
+
+def _told(failures: Sequence[Failure]) -> list[str]:
+    """Return a line for each stage that was given up; what tells of all stages is not left out, only smaller."""
+    return [replace(each, lost=tuple(name for name in each.lost if name not in _LAST)).line for each in failures]
 
 
 def _asked(root: Path) -> dict[str, tuple[int, int]]:

@@ -89,7 +89,7 @@ def logits(ranks: Ranks, kept: Mapping[str, Tensor], tokens: Sequence[int], limi
 
     Args:
         ranks: all of them.
-        kept: this rank's [N, V] by owner.
+        kept: this rank's [N, V] by owner; or flat values that were thinned out already, of logits that were made in chunks.
         tokens: how many of the N each micro-batch has.
         limit: most values that are kept of all ranks together; a regular stride thins out more.
 
@@ -100,6 +100,10 @@ def logits(ranks: Ranks, kept: Mapping[str, Tensor], tokens: Sequence[int], limi
         return dict(kept)
     found = {}
     for owner, values in sorted(kept.items()):
+        if values.ndim == 1:
+            joined = torch.cat(ranks.gather(values.detach().float().cpu()))
+            found[owner] = joined[:: -(-len(joined) // limit)]
+            continue
         pieces = [piece.detach().float().reshape(-1) for piece in values.split(list(tokens))]
         sizes = ranks.gather([piece.numel() for piece in pieces])
         starts = list(itertools.accumulate(_turns(sizes), initial=0))

@@ -87,8 +87,7 @@ class Head:
         width, count = self.adapter.vocabulary_size, len(batch.indices)
         most = max(1, self.limit // width)
         if len(states) <= most or not self.losses.by_tokens:
-            logits, teacher = self._project(states), said.logits[:] if said is not None else None
-            return Read(self.losses(logits, batch.labels, batch.sample, count, teacher, taps), logits)
+            return self.of_logits(self._project(states), batch, said)
         size = -(-len(states) // -(-len(states) // most))
         aside = _Aside(self.scalars, -(-len(states) * width // SHOWN) if show else 0)
         found = []
@@ -100,6 +99,11 @@ class Head:
         losses = self.losses.of_samples(tokens, batch.labels, batch.sample, count, taps)
         facts = {owner: sample_scalars(torch.cat(v), batch.sample, count) for owner, v in aside.scalars.items() if v}
         return Read(losses, states.new_empty(0, width), facts, {owner: torch.cat(v) for owner, v in aside.shown.items() if v})
+
+    def of_logits(self, logits: Tensor, batch: Batch, said: Said | None) -> Read:
+        """Compare all of a micro-batch's logits [N, V], with gradient, at once."""
+        teacher, taps = (said.logits[:], said.taps) if said is not None else (None, None)
+        return Read(self.losses(logits, batch.labels, batch.sample, len(batch.indices), teacher, taps), logits)
 
     def _project(self, states: Tensor) -> Tensor:
         with self.autocast():

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.base import digest
 from students import lora, models
 from students.checkpoint import digest_tensors
-from students.parallel import like, whole
+from students.sharding import like, whole
 
 if TYPE_CHECKING:
     from students.models._base import Adapter

@@ -130,10 +130,13 @@ class Optimiser:
         return {"done": self.done, "parts": [part.state_dict() for part in self.parts]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state` of an equal optimiser."""
+        """Go on from :meth:`state` of an equal optimiser, each tensor whole."""
+        from students.sharding import lay_out
+
         self.done = int(state["done"])
         for part, kept in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(kept)
+            lay_out(part)
         self._set()
 
 

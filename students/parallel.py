@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.base import UserError
 from students.distributed import Ranks
 from students.losses import ChannelLosses
+from students.sharding import whole, whole_tree
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,34 +33,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Kind = Literal["alone", "replicas", "fsdp2", "deepspeed"]
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that may be sharded over ranks (a DTensor); every rank must ask at once."""
-    full = getattr(tensor, "full_tensor", None)
-    return tensor if full is None else torch.as_tensor(full())
-
-
-def whole_tree(tree: Any) -> Any:
-    """Return a copy of nested dicts, lists and tuples whose sharded tensors are whole."""
-    if isinstance(tree, Tensor):
-        return whole(tree)
-    if isinstance(tree, dict):
-        return {key: whole_tree(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(whole_tree(value) for value in tree)
-    return tree
-
-
-def like(value: Tensor, model: Tensor) -> Tensor:
-    """Return a whole tensor laid out over ranks as ``model`` is."""
-    mesh = getattr(model, "device_mesh", None)
-    if mesh is None:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    placed: Tensor = distribute_tensor(value.to(model.device), mesh, model.placements)  # type: ignore[attr-defined]
-    return placed
 
 
 class _Times(torch.autograd.Function):
@@ -167,7 +140,7 @@ class Parallel:
             self.engine = made
             optimiser.hand_over(stepped)
         else:
-            self._use_all()
+            self._even(adapter)
             optimiser.refresh()
 
     def fits(self, needs: Collection[str], taps: Collection[str]) -> None:
@@ -193,11 +166,26 @@ class Parallel:
         """The same round the reading of rows, where the forward pass is not inside :meth:`together`."""
         return self.ranks.together() if self.sharded else nullcontext()
 
-    def _use_all(self) -> None:
-        """Let ranks with images and ranks without reduce the same gradients."""
+    def _even(self, adapter: Adapter) -> None:
+        """Let ranks with images and ranks without sum the same gradients in the same order."""
+        embedding = adapter.model.get_input_embeddings()
+        if not embedding.weight.requires_grad:  # with LoRA: else the blocks' sums come late where no projector is used
+            embedding.register_forward_hook(lambda _module, _given, found: found.requires_grad_(True))
         if not hasattr(self.model, "set_reduce_scatter_unused_params"):
             raise UserError(f"sharded training over rows with and without images needs torch 2.13; this is {torch.__version__}")
         self.model.set_reduce_scatter_unused_params(True)
+
+    def alike(self, shown: bool) -> None:
+        """Refuse rows with an image on some ranks alone, which DeepSpeed would wait for without end.
+
+        Raises:
+            UserError: on every rank.
+        """
+        if self.kind == "deepspeed" and all(self.ranks.any([shown, not shown])):
+            raise UserError(
+                "some processes have rows with images, and others none; DeepSpeed needs the same on all. Use DDP or FSDP, or"
+                " grouping: modality_length"
+            )
 
     def run(self, work: Callable[..., T], *given: Any) -> T:
         """Return ``work(*given)``, which runs the model, through the engine."""
@@ -205,6 +193,13 @@ class Parallel:
             return work(*given)
         found: T = self.model(work, *given)
         return found
+
+    def settle(self) -> None:
+        """Give back what a forward pass without a backward pass gathered of sharded weights."""
+        if self.kind == "fsdp2":
+            for module in self.model.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

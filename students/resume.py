@@ -12,7 +12,7 @@ import torch
 
 from harness.base import UserError, atomic_path, digest, remove
 from students.cost import max_of
-from students.parallel import whole_tree
+from students.sharding import whole_tree
 
 if TYPE_CHECKING:
     from students.cost import Cost

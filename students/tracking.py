@@ -7,6 +7,7 @@ device and changes no result, and a training that goes on from a resume point go
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Trackers:
     Attributes:
         names: of :data:`NAMES`.
         folder: of this training's run; what trackers write lies below it.
+        shared: of all runs; Trackio keeps them in one place.
         project: what groups the runs of one experiment.
         run: this training's name.
         facts: its settings, shown beside its curves.
@@ -53,6 +55,7 @@ class Trackers:
 
     names: tuple[str, ...]
     folder: Path
+    shared: Path
     project: str
     run: str
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +101,7 @@ class Log:
             remove(folder)
             self._id = secrets.token_hex(4)
         folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TRACKIO_DIR", str(self._trackers.shared / "trackio"))  # it takes no argument for this
         name = self._trackers.run
         same = {"resume": "allow", "name": name}
         options = {

@@ -210,6 +210,7 @@ class Training:
         """Run the student on rows, and compare it with the teacher."""
         with self.parallel.reading():
             part = self.feed.part(rows)
+        self.parallel.alike(bool(part.counts["images"]))
         self.load.rows, self.load.longest = len(rows), part.longest
         batch = part.batch.to(self.accelerator.device)
         if self.parallel.sharded:  # the head's weights are whole inside the engine's pass alone
@@ -250,6 +251,7 @@ class Training:
             with self.parallel.together():
                 own = self._forward(0, shared[self.ranks.rank]).losses
             found.append(self.parallel.all(own, None, [sum(map(len, rows)) for rows in shared])[0])
+        self.parallel.settle()
         self.adapter.model.train()
         self.losses.train()
         return _joined(found)

@@ -61,7 +61,8 @@ def _trackers(context: Context) -> Trackers | None:
     config, place = context.config, PurePosixPath(context.stage.targets[0])
     run = str(place.relative_to("students") if place.parts[0] == "students" else place)
     facts = {name: config[name] for name in ("recipe", "seed", "training")}
-    return Trackers(context.settings.track, context.root / "tracking" / run, context.root.name, run, facts)
+    shared = context.root / "tracking"
+    return Trackers(context.settings.track, shared / run, shared, context.root.name, run, facts)
 
 
 def _reads(options: DistilOptions) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -39,9 +40,11 @@ def record(path, *steps):
 
 
 @pytest.fixture
-def trackers(tmp_path):
+def trackers(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # so that what is put there is taken back
     facts = {"recipe": "ce", "training": {"lr": 0.1, "lora": None}}
-    return Trackers(("wandb",), tmp_path / "tracking" / "ce" / "seed0", "mine", "ce/seed0", facts)
+    shared = tmp_path / "tracking"
+    return Trackers(("wandb",), shared / "ce" / "seed0", shared, "mine", "ce/seed0", facts)
 
 
 def test_every_step_is_handed_on_once_at_each_flush(tmp_path, trackers):
@@ -128,7 +131,7 @@ def test_tensorboard_has_the_numbers(tmp_path, trackers):
     from accelerate import Accelerator as Real
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    mine = Trackers(("tensorboard",), trackers.folder, "mine", "ce/seed0", trackers.facts)
+    mine = replace(trackers, names=("tensorboard",))
     records = tmp_path / "dynamics.jsonl"
     log = Log(mine, Real(cpu=True, **mine.arguments), records)
     log.open(0)
@@ -137,6 +140,24 @@ def test_tensorboard_has_the_numbers(tmp_path, trackers):
     log.close()
     events = EventAccumulator(str(mine.folder / "mine")).Reload()
     assert [(each.step, each.value) for each in events.Scalars("loss/ce")] == [(1, 0.5), (2, 1.0)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
+def test_trackio_has_the_numbers(tmp_path, trackers):
+    import sqlite3
+
+    from accelerate import Accelerator as Real
+
+    mine = replace(trackers, names=("trackio",))
+    records = tmp_path / "dynamics.jsonl"
+    log = Log(mine, Real(cpu=True, **mine.arguments), records)
+    log.open(0)
+    record(records, 1, 2)
+    log.flush()
+    log.close()
+    with sqlite3.connect(tmp_path / "mine.db") as database:
+        rows = database.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [step for step, _ in rows] == [1, 2]
 
 
 @pytest.mark.slow

@@ -1,0 +1,83 @@
+"""benchmarks/gpu_step.py runs, tiny and on a CPU, and counts what torch counts. No time is asserted."""
+
+import contextlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import gpu_step
+from harness.probe import MadeUp
+from real_size import Random, flops
+from students.data.pack import Batch
+from students.inputs import StreamInputs
+from students.recipe import Variant, parse
+from students.training import Training
+
+
+@pytest.fixture
+def work():
+    found = gpu_step.workload(tiny=True, device="cpu", steps=1, rows=2, micro_rows=1)
+    return replace(found, options=found.options.model_copy(update={"gradient_checkpointing": False}))
+
+
+@pytest.fixture
+def trained(work, tmp_path):
+    """A training beside a live teacher, its adapters and rows."""
+    corpus = MadeUp(work.rows, 100)
+    torch.manual_seed(0)
+    adapters = {name: Random(size, work.length, "cpu", torch.float32) for name, size in _sizes(work).items()}
+    adapters["teacher"].model.requires_grad_(False)
+    with gpu_step.made_here(adapters, None):
+        given = StreamInputs(Path("base"), corpus, Path("teacher"))
+        training = Training(parse("ce+fkl@fixed"), work.options, given, 0, tmp_path, "cpu", Variant())
+        with contextlib.closing(training):
+            training.recorder.begin()
+            yield training, adapters, corpus
+
+
+def _sizes(work):
+    return {"base": work.student, "teacher": work.teacher}
+
+
+def test_flops_are_those_that_torch_counts(work, trained):
+    training, _, _ = trained
+    members = training.feed.members(2)
+    supervised = [training.feed.part([row]).batch.labels.numel() for row in members]
+    with FlopCounterMode(display=False) as counter:
+        training.step(2, members)
+    counted = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
+    expected = flops(work.student, work.teacher, 2, work.length, sum(supervised) / len(supervised), attention=False)
+    tower = work.student
+    unread = (8 * tower.tower_hidden**2 + 4 * tower.tower_hidden * tower.tower_intermediate) * (12 * 12 + 1)
+    assert counted == pytest.approx(expected + 4 * unread, rel=0.01)  # the tower's last layer, of two models and two rows
+
+
+def test_cached_logits_are_the_live_teachers(work, trained, tmp_path):
+    training, adapters, corpus = trained
+    file, offsets = gpu_step.keep(work, adapters["teacher"], corpus, tmp_path)
+    kept = gpu_step.Kept(file, offsets, adapters["teacher"].tokens(), 64, torch.device("cpu"))
+    part = training.feed.part([[5]])
+    assert isinstance(part.batch, Batch)
+    live = training.voice.hear(part, part.batch, {}, False, False)
+    cached = kept.hear(part, part.batch, {}, False, False)
+    torch.testing.assert_close(cached.logits, live.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_script_writes_what_it_says(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "step.json"
+    arguments = "--tiny --device cpu --steps 1 --rows 2 --micro-rows 1 --recipes ce+fkl@fixed ce+fkl@instance --out"
+    monkeypatch.setattr(sys, "argv", ["gpu_step.py", *arguments.split(), str(out)])
+    gpu_step.main()
+    result = json.loads(out.read_text())
+    assert [(s["recipe"], s["teacher"]) for s in result["steps"]] == [
+        (recipe, kind) for recipe in ("ce+fkl@fixed", "ce+fkl@instance") for kind in ("live", "cached")
+    ]
+    assert all(step["seconds"] > 0 and 0 < step["mfu"] < 1 for step in result["steps"])
+    assert set(result["beta_over_fixed"]) == {"ce+fkl@instance, live", "ce+fkl@instance, cached"}
+    assert "| `ce+fkl@instance` | cached |" in out.with_suffix(".md").read_text()
+    assert out.with_suffix(".md").read_text() in capsys.readouterr().out
