@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from harness import store, workers
+from harness import disk, store, workers
 from harness.base import end_with_parent
 from harness.plan import Stage
 from harness.resources import Machine, Resources, machine, together
@@ -116,7 +116,7 @@ class Local:
             if message.kind == "ended":
                 self._busy.remove(worker)
                 self._idle.append(worker)
-            elif message.kind in ("failed", "refused"):
+            elif message.kind in ("failed", "refused", "full"):
                 found.append(self._retire(worker))
         return found
 
@@ -155,6 +155,10 @@ class Local:
 
     def _died(self, worker: Worker) -> list[Message]:
         worker.process.join()
+        if worker.process.exitcode == -signal.SIGBUS and disk.is_short(self._settings.root):
+            # a memory map that met a full disk is no error in the worker: the system kills it
+            text = disk.line(self._settings.root, f"stage {worker.stage}")
+            return [Message("full", worker.stage, text=text, job=worker.job), self._retire(worker)]
         log = self._settings.root / "logs" / f"worker-{worker.number}.log"
         text = f"its worker died (exit code {worker.process.exitcode}; out of memory?), see {log}"
         return [Message("died", worker.stage, text=text, job=worker.job), self._retire(worker)]
