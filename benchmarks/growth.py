@@ -33,8 +33,9 @@ VOCABULARIES, SHARES, SAMPLES, STUDENTS = (4096, 16384, 32000, 65536), (0.05, 0.
 VOCABULARY, EPOCHS = 32000, 10
 TEXT = (
     "One step of `{recipe}`, {rows} rows of {length} positions (twice as many where the answer's length varies), as in"
-    " benchmarks/one_step.py: processor seconds (median of {rounds} steps after one), MiB allocated at once in a step, MiB of teacher's signal a sample. Floor: the matrix products"
-    " of the student's own forward and backward pass at {gflops:.0f} GFLOP/s."
+    " benchmarks/one_step.py: processor seconds (median of {rounds} steps after one), MiB allocated at once in a step, MiB of"
+    " teacher's signal a sample. Floor: the matrix products of the student's own forward and backward pass at {gflops:.0f}"
+    " GFLOP/s."
 )
 MANY = (
     "Seconds for n students that take {epochs} passes over {samples} samples each, from the seconds above that were measured:"
