@@ -178,9 +178,9 @@ def test_what_a_plan_says_of_its_caches(carry_out, chain):
 # ---- a full disk -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resumes", [False, True])
-def test_a_full_disk_is_one_error_and_the_run_goes_on_after_room_was_made(carry_out, tmp_path, resumes):
-    stages = [stage("a"), stage("f", run="full", targets=("f",), reads=["a.txt"], resumes=resumes)]
+@pytest.mark.parametrize(("resumes", "as_input"), [(False, False), (True, False), (False, True)])
+def test_a_full_disk_is_one_error_and_the_run_goes_on_after_room_was_made(carry_out, tmp_path, resumes, as_input):
+    stages = [stage("a"), stage("f", run="full", targets=("f",), reads=["a.txt"], resumes=resumes, as_input=as_input)]
     with pytest.raises(DiskFull, match=f"no space left on the disk of {carry_out.root} for stage f .*Make room there"):
         carry_out(stages)
     assert plan.survey(carry_out.root, stages) == {"a"}
