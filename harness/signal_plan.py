@@ -146,7 +146,7 @@ class SignalPlan:
 
     def streamed(self, stage: TrainingStage, names: Sequence[str], images: str | None) -> list[Stage]:
         """Return the stages of a corpus's signal, where one of the students hears it; ``images``: where those lie."""
-        if not any(self.hears(name, stage.training) for name in names):
+        if self.sources.of("teacher") is None or not any(self.hears(name, stage.training) for name in names):
             return []
         reads, given = self.sources.inputs("teacher")
         label, index, options = self.label(stage), corpus.target(stage.corpus), stage.training
