@@ -207,6 +207,7 @@ def main(
     run: Annotated[Path | None, typer.Option("--run", help="A finished embedded run, whose students are measured too.")] = None,
     students: Annotated[int, typer.Option("--students", help="At most so many of them.")] = 1,
     protocols: Annotated[list[str] | None, typer.Option("--protocol", help="Only these; several times for several.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Clusters per protocol; all without it.")] = None,
     plain: Annotated[int, typer.Option("--plain", help="Questions of the plain way per protocol; 0 for all.")] = 60,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
     repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
@@ -222,8 +223,8 @@ def main(
         found = sorted(run.glob("students/*/seed*/student"))[:students]
         folders |= {path.parts[-3]: path for path in found}
     chosen = [p for p in miniature.protocols() if not protocols or p.name in protocols]
-    suite = {p.name: (p, tasks.load(p)) for p in chosen}
-    options = {"plain": plain, "batch_size": batch_size, "repeats": repeats, "device": device}
+    suite = {p.name: (p, tasks.load(p, limit=limit)) for p in chosen}
+    options = {"limit": limit, "plain": plain, "batch_size": batch_size, "repeats": repeats, "device": device}
     console.print(HEADER)
     rows = [row for label, folder in folders.items() for row in compare(label, folder, suite, options)]
     ratios = {way: sum(1 / r.plain for r in rows) / sum(1 / getattr(r, way) for r in rows) for way in ("first", "next")}

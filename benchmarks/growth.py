@@ -32,9 +32,10 @@ VOCABULARIES, SHARES, SAMPLES, STUDENTS = (4096, 16384, 32000, 65536), (0.05, 0.
 #: Vocabulary of the points that do not vary it, and passes over the samples that a student takes.
 VOCABULARY, EPOCHS = 32000, 10
 TEXT = (
-    "One step of `{recipe}`, {rows} rows of {length} positions, as in benchmarks/one_step.py: processor seconds (median of"
-    " {rounds} steps after one), MiB allocated at once in a step, MiB of teacher's signal a sample. Floor: the matrix products"
-    " of the student's own forward and backward pass at {gflops:.0f} GFLOP/s."
+    "One step of `{recipe}`, {rows} rows of {length} positions (twice as many where the answer's length varies), as in"
+    " benchmarks/one_step.py: processor seconds (median of {rounds} steps after one), MiB allocated at once in a step, MiB of"
+    " teacher's signal a sample. Floor: the matrix products of the student's own forward and backward pass at {gflops:.0f}"
+    " GFLOP/s."
 )
 MANY = (
     "Seconds for n students that take {epochs} passes over {samples} samples each, from the seconds above that were measured:"
@@ -78,7 +79,9 @@ def growth(rounds: Rounds = 2, tiny: Tiny = False, out: Out = Path("runs/benchma
 
         points("vocabulary", [replace(usual, vocabulary=size) for size in sizes])
         longest = usual.length - usual.image_tokens - step_case.FRAME - 1
-        points("answers", [replace(usual, supervised=min(longest, round(share * usual.length))) for share in SHARES])
+        # twice the rows, so that the longest answers have more logits than are made at once
+        lengths = [min(longest, round(share * usual.length)) for share in SHARES]
+        points("answers", [replace(usual, rows=2 * usual.rows, supervised=length) for length in lengths])
         result["samples"] = [_pass(usual, count, lambda: bar.advance(task)) for count in SAMPLES]
     result["students"] = _students(result)
     page = _page(result)
@@ -136,7 +139,8 @@ def _pass(size: Any, count: int, tick: Callable[[], None]) -> dict[str, Any]:
 
 def _students(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Add up what n students take."""
-    step = next(row for row in result["answers"] if row["supervised"] == min(r["supervised"] for r in result["answers"]))
+    usual = result["size"]["vocabulary"]
+    step = next((row for row in result["vocabulary"] if row["vocabulary"] == usual), result["vocabulary"][0])
     most, size, rate = result["samples"][-1], result["size"], result["operations_per_second"]
     steps = EPOCHS * most["samples"] / size["rows"]
     rows = []

@@ -41,6 +41,15 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return largest
 
 
+def shares(work: Callable[[], object], most: int = 8) -> dict[str, float]:
+    """Shares of the processor time of ``work`` by torch's operations, the largest ``most`` of them, from torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    found = sorted(((e.self_cpu_time_total, e.key) for e in profiler.key_averages()), reverse=True)
+    total = sum(seconds for seconds, _ in found)
+    return {name: seconds / total for seconds, name in found[:most]}
+
+
 def rate(size: int = 1024, repeats: int = 7) -> float:
     """Floating-point operations a second of the product of two float32 matrices [size, size]: the best of some, after one."""
     a, b = torch.randn(size, size), torch.randn(size, size)

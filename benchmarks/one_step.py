@@ -39,6 +39,7 @@ TEXT = (
     " rate that was measured; the teacher's share of a step is 0 here and in the floor, as its one pass is shared by all"
     " students. Gap: largest relative distance of the two sides' losses over all steps."
 )
+PROFILE = "Where a step of this harness spends its time, blocks kept: the largest shares by operation, from torch's profiler."
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 console = Console()
@@ -113,12 +114,13 @@ def _measure(case: Any, rounds: int, again: bool, tick: Callable[[], None]) -> d
         counted = {
             "ours": measuring.operations(lambda: ours.step(members)), "plain": measuring.operations(lambda: plain.step(batch))
         }  # fmt: skip
+        spent = measuring.shares(partial(ours.step, members))
         standing = {"ours": ours.standing_bytes(), "plain": plain.standing_bytes()}
     return {
         "vocabulary": case.size.vocabulary, "checkpointing": again, "rounds": rounds, "loss_gap": gap,
         "seconds": {side: measuring.spread(values) for side, values in seconds.items()},
         "times": measuring.spread([b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]),
-        "peak_bytes": peaks, "standing_bytes": standing, "operations": counted,
+        "peak_bytes": peaks, "standing_bytes": standing, "operations": counted, "profile": spent,
     }  # fmt: skip
 
 
@@ -146,8 +148,13 @@ def _page(result: dict[str, Any], rounds: int) -> str:
     text = TEXT.format(recipe=RECIPE, rounds=rounds, **result["size"])
     size, time, memory = TARGET
     aim = f"Target at V = {size:,}: {time:g} times less time and {memory:g} times less memory."
+    spent = {row["vocabulary"]: row["profile"] for row in result["steps"] if not row["checkpointing"]}
+    profile = "\n".join(
+        f"V = {size:,}: " + ", ".join(f"{name} {share:.0%}" for name, share in found.items()) + "."
+        for size, found in spent.items()
+    )
     where = measuring.where(result["command"], result)
-    return "\n\n".join(["# One distillation step", where, text, measuring.table(header, rows), aim]) + "\n"
+    return "\n\n".join(["# One distillation step", where, text, measuring.table(header, rows), aim, PROFILE, profile]) + "\n"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import base, cli, manifest, selection, store
-from harness.config import Preset, load_preset
+from harness.config import Preset, load_preset, load_recipe
 
 COMMAND = "benchmarks/whole_run.py"
 HERE = Path(__file__).resolve().parent
@@ -57,9 +57,9 @@ def whole(
         raise base.UserError(f"--out is {str(out)!r}; allowed: a folder that is new or empty")
     chosen = load_preset(preset)
     names = [recipe.name for recipe in selection.students(students, chosen)]
+    _refuse(chosen, names)
     out.mkdir(parents=True, exist_ok=True)
     path = _preset(out, preset, chosen, steps, images, limit)
-    _refuse(path, names)
     ours = _timed("harness.run", ["-m", "harness.run", "--preset", path, "--students", ",".join(names), "--out", out / "run"])
     stages = {entry.stage: entry.seconds for entry in store.entries(out / "run")}
     job = {"preset": str(path), "students": names, "run": str(out / "run"), "out": str(out / "plain")}
@@ -102,14 +102,13 @@ def _preset(out: Path, name: str, chosen: Preset, steps: int | None, images: int
     return path
 
 
-def _refuse(path: Path, names: Sequence[str]) -> None:
-    """Refuse what the plain pipeline cannot do before minutes are spent on the other side."""
+def _refuse(preset: Preset, names: Sequence[str]) -> None:
+    """Refuse what the plain pipeline cannot do before anything is written."""
     base.shim()
-    from harness.config import load_recipe
     from plain_run import refuse
 
     for name in names:
-        refuse(load_recipe(name), load_preset(str(path)))
+        refuse(load_recipe(name), preset)
 
 
 @dataclass(frozen=True)

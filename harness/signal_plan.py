@@ -131,9 +131,10 @@ class SignalPlan:
     # ---- corpora -----------------------------------------------------------------------------------------------------------
 
     def label(self, stage: TrainingStage) -> str:
-        """Name the signal of a stage of the training: its corpus's, unless another stage reads that one otherwise."""
+        """Name the signal of a stage of the training: its corpus's, unless an earlier stage reads that one otherwise."""
         first = next(each for each in self.preset.stages if each.corpus == stage.corpus)
-        return stage.corpus if self._reading(first) == self._reading(stage) else f"{stage.corpus}-{stage.name}"
+        same = next(s for s in self.preset.stages if s.corpus == stage.corpus and self._reading(s) == self._reading(stage))
+        return stage.corpus if same is first else f"{stage.corpus}-{same.name}"
 
     def _reading(self, stage: TrainingStage) -> dict[str, Any]:
         """Return how the teacher reads a corpus for a stage, as far as it is not as usual."""
@@ -145,7 +146,7 @@ class SignalPlan:
 
     def streamed(self, stage: TrainingStage, names: Sequence[str], images: str | None) -> list[Stage]:
         """Return the stages of a corpus's signal, where one of the students hears it; ``images``: where those lie."""
-        if not any(self.hears(name, stage.training) for name in names):
+        if self.sources.of("teacher") is None or not any(self.hears(name, stage.training) for name in names):
             return []
         reads, given = self.sources.inputs("teacher")
         label, index, options = self.label(stage), corpus.target(stage.corpus), stage.training

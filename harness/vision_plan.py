@@ -23,6 +23,8 @@ from harness.stages import corpus, data, encode, vision
 from students.options import DistilOptions
 from students.vision import FAMILIES
 
+#: Kinds of stages that run a tower: students, the teacher's passes over their data, and evaluations.
+USERS = ("student", "signal", "kept", "evaluate")
 #: Estimated seconds of a stage where the preset names none.
 SECONDS = 15.0
 #: (n, C) of a tower that is not on this machine: CLIP's large one at 336 pixels.
@@ -83,7 +85,7 @@ class VisionPlan:
 
     def _for(self, stage: Stage, stages: Sequence[Stage]) -> Stage | None:
         """Return the stage whose features ``stage`` uses, or None where it runs its own tower."""
-        if stage.kind not in ("student", "signal", "evaluate") or self.sources.of("base") is None:
+        if stage.kind not in USERS or self.sources.of("base") is None:
             return None
         family = self._family()
         what = "images of the questions" if stage.kind == "evaluate" else f"images of {self._rows(stage)}"
@@ -122,7 +124,8 @@ class VisionPlan:
         for each in self.preset.stages:
             if "tower" in each.training.learn:
                 return f"stage {each.name}"
-            if stage.config.get("stage") == each.name or (stage.kind == "signal" and stage.config.get("corpus") == each.corpus):
+            mine = each.name if stage.kind == "student" else each.corpus
+            if stage.config.get("stage" if stage.kind == "student" else "corpus") == mine:
                 return None
         training = self.preset.training
         return "the training" if training is not None and "tower" in training.learn else None
@@ -272,7 +275,7 @@ def _looks(root: Path, users: Sequence[Stage], images: int | None) -> int | None
                 found += int((options.epochs or 0) * images)
             else:
                 found += options.steps * options.rows
-        elif user.kind == "signal":
+        elif user.kind != "evaluate":
             found += images or 0
         else:
             asked = root / data.facts(user.config["protocol"]["name"])

@@ -178,19 +178,8 @@ def _attempt(
         compute(Context(stage, settings, memory, _reporter(stage.id, send)))
         seconds = time.monotonic() - started
         store.commit(settings.root, stage.id, digest, stage.version, stage.targets, seconds, stage.cache)
-    except UserError as error:
-        send(Message("refused", stage.id, text=str(error), trace=traceback.format_exc()))
-        return False
     except Exception as error:  # noqa: BLE001 - it crosses to the parent, which decides what becomes of it
-        if disk.is_full(error):
-            text = disk.line(settings.root, f"stage {stage.id}")
-            if not stage.resumes:  # nobody can use it, and others need the room
-                store.clear(settings.root, stage.targets)
-            send(Message("full", stage.id, text=text, trace=traceback.format_exc()))
-            return False
-        line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
-        repeats = isinstance(error, FloatingPointError)  # the same numbers in the same order are as little finite again
-        send(Message("failed", stage.id, text=line, trace=traceback.format_exc(), repeats=repeats))
+        send(_failure(error, stage, settings.root))
         return False
     send(Message("done", stage.id, seconds=seconds))
     return True
@@ -202,6 +191,20 @@ def compute(context: Context) -> None:
     function = getattr(importlib.import_module(module), name)
     with taking_part(context.settings.ranks, context.stage):
         function(context)
+
+
+def _failure(error: Exception, stage: plan.Stage, root: Path) -> Message:
+    """Return what the parent is told of a stage's ``error``; call while it is handled."""
+    trace = traceback.format_exc()
+    if disk.is_full(error):  # also where something took it for bad input: a file that cannot be read, for want of room
+        if not stage.resumes:  # nobody can go on from it, and others need the room
+            store.clear(root, stage.targets)
+        return Message("full", stage.id, text=disk.line(root, f"stage {stage.id}"), trace=trace)
+    if isinstance(error, UserError):
+        return Message("refused", stage.id, text=str(error), trace=trace)
+    line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+    repeats = isinstance(error, FloatingPointError)  # the same numbers in the same order are as little finite again
+    return Message("failed", stage.id, text=line, trace=trace, repeats=repeats)
 
 
 def _reporter(stage: str, send: Callable[[Message], None]) -> Callable[[int, int], None]:

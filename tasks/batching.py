@@ -9,6 +9,8 @@ from dataclasses import dataclass
 PASS_TOKENS = 256
 #: Padding is used where it makes the work at least this many times cheaper, so that well-filled batches stay as they are.
 WORTH = 2.0
+#: And where it saves at least this many passes: its trial takes about ten.
+LEAST = 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def worth_padding(items: Sequence[Item], size: int) -> bool:
 def worth(exact: Sequence[Item], items: Sequence[Item], size: int) -> bool:
     """:func:`worth_padding` where what must be equal without padding is more than what must be equal with it."""
     lengths = {item.number: item.length for item in items}
-    return _cost(equal(exact, size), lengths) >= WORTH * _cost(mixed(items, size), lengths)
+    apart, together = _cost(equal(exact, size), lengths), _cost(mixed(items, size), lengths)
+    return apart >= WORTH * together and apart - together >= LEAST * PASS_TOKENS
 
 
 def _cost(batches: Sequence[Sequence[int]], lengths: dict[int, int]) -> int:

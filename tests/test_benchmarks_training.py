@@ -89,6 +89,7 @@ def test_one_step_writes_what_it_measured(tmp_path):
         assert row["loss_gap"] < 1e-5
         assert row["operations"]["plain"] > row["operations"]["ours"] > 0
         assert min(row["peak_bytes"].values()) > 0
+        assert 0 < sum(row["profile"].values()) <= 1
     assert "| 50 | kept |" in (tmp_path / "made" / "one.md").read_text()
     assert "| 50 | kept |" in done.stdout
 

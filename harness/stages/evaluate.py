@@ -101,14 +101,15 @@ def _run(context: Context) -> None:
         _diagnose(context, model, protocol, questions, out[_DIAGNOSTICS])
     key = ("unknown words", protocol.name, config["limit"])
     lost = model.desk.remember(key, lambda: unknown_words(model.processor.tokenizer, asked.prompts))
-    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"], "how": _how(model)})
+    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"], "how": _how(context, model)})
 
 
-def _how(model: CheckpointModel) -> dict[str, Any]:
+def _how(context: Context, model: CheckpointModel) -> dict[str, Any]:
     """Return what the numbers were computed with; ``replies`` is None for replies of an attempt that was stopped."""
     facts = {"batch_size": model.batch_size, "attention": model.attention(), "device": model.model.device.type}
     parts = {name: model.how.pop(name, None) for name in ("replies", "gold")}
-    return {**facts, "dtype": str(model.model.dtype).removeprefix("torch."), **parts}
+    dtype = str(model.model.dtype).removeprefix("torch.")
+    return {**facts, "dtype": dtype, "vision": context.memory["vision_why"], **parts}
 
 
 def _diagnose(context: Context, model: CheckpointModel, protocol: Protocol, questions: QuestionSet, out: Path) -> None:

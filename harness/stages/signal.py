@@ -114,7 +114,7 @@ def kept(context: Context) -> None:
     from students.blind import Blind
     from students.teacher_signal import kept as tokens
 
-    _begin(context)
+    features = _begin(context)
     out = context.out(context.stage.targets[0])
     found = tokens_of(context.root, context.stage)
     if found is None:
@@ -125,11 +125,12 @@ def kept(context: Context) -> None:
         return
     teacher, device, dtype = context.place("teacher"), context.settings.device, dtype_of(context.stage)
     if "corpus" in context.config:
-        tokens.cache_corpus(teacher, open_corpus(context), out, context.progress, device=device, dtype=dtype)
+        rows = open_corpus(context)
+        tokens.cache_corpus(teacher, rows, out, context.progress, device=device, dtype=dtype, features=features)
         return
     samples, _ = encode.load(context.root)
     blind = Blind(**context.config["blind"])
-    tokens.cache_samples(teacher, samples, out, context.progress, device=device, blind=blind, dtype=dtype)
+    tokens.cache_samples(teacher, samples, out, context.progress, device=device, blind=blind, dtype=dtype, features=features)
 
 
 def open_corpus(context: Context) -> IndexedCorpus:

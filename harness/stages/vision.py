@@ -156,15 +156,15 @@ def images(root: Path, stage: Stage) -> int | None:
 
 def _asked(root: Path, protocols: list[str]) -> int | None:
     """Count the images of the questions' tables."""
-    import pandas as pd
+    import pyarrow.parquet as parquet
 
     paths = [root / f"questions/{name}.parquet" for name in protocols]
     if not all(path.is_file() for path in paths):
         return None
-    shown: set[str] = set()
+    shown: set[str | None] = set()
     for path in paths:
-        shown |= set(pd.read_parquet(path, columns=["image"])["image"].dropna())
-    return len(shown)
+        shown |= set(parquet.read_table(path, columns=["image"])["image"].to_pylist())
+    return len(shown - {None})
 
 
 def features(root: Path, stage: Stage) -> tuple[int, int] | None:

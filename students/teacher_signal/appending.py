@@ -57,8 +57,12 @@ class Appender:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> list[int]:
-        """Write how many rows there are; return the array's shape."""
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def finish(self) -> list[int]:
+        """Write how many rows there are, let go of the file, and return the array's shape."""
         self._header()
         if self._file.tell() != self._start:
             raise RuntimeError(f"the header of {self.path} grew")

@@ -24,7 +24,7 @@ from students.teacher_signal.declared import KEPT
 from students.teacher_signal.forms import WIDTH, Kind
 from students.teacher_signal.keys import refuse_stale, signal_key, stream_key
 from students.teacher_signal.reading import mapped, read_meta, read_names
-from students.vision.pictures import MEAN_IMAGE, mean_image, pixel_table
+from students.vision import pictures as seen
 
 if TYPE_CHECKING:
     from students.data.conversations import Corpus
@@ -44,24 +44,25 @@ def size(images: int, tokens: int, hidden: int, dtype: str) -> int:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images by key, and how their pixels are made: keys -> float32 [n, 3, H, W]."""
+    """Images by key, and how what goes in for them is made: keys -> pixels [n, 3, H, W], or features of a tower [n, p, C]."""
 
     keys: tuple[str, ...]
     pixels: Callable[[Sequence[str]], Tensor]
 
 
-def of_samples(adapter: Adapter, data: TrainingSet) -> Pictures:
-    """The images that samples show, and the mean image where a blind sample is shown it."""
-    table = pixel_table(adapter, data)
-    if any(s.blind and s.image is not None for s in data):
-        table[MEAN_IMAGE] = mean_image(table)
-    return Pictures(tuple(table), lambda keys: torch.stack([table[key] for key in keys]))
+def of_samples(adapter: Adapter, data: TrainingSet, features: Path | None, half: bool) -> Pictures:
+    """The images that samples show, and the mean image where a blind sample is shown it; or features of them."""
+    table, _ = seen.table(adapter, data, features, half)
+    keys = seen.wanted(data)
+    mean = {key: seen.mean_image(table) for key in keys if key not in table}
+    return Pictures(tuple(keys), lambda names: torch.stack([mean[key] if key in mean else table[key] for key in names]))
 
 
-def of_corpus(adapter: Adapter, corpus: Corpus) -> Pictures:
-    """The images that a corpus's rows show, each once, in the order in which they first come."""
+def of_corpus(adapter: Adapter, corpus: Corpus, features: Path | None, half: bool) -> Pictures:
+    """The images that a corpus's rows show, each once, in the order in which they first come; or features of them."""
     keys = dict.fromkeys(key for index in np.flatnonzero(corpus.shows) for key in corpus[int(index)].images)
-    return Pictures(tuple(keys), lambda names: adapter.pixels([np.asarray(corpus.picture(name)) for name in names]))
+    rows, _ = seen.corpus(corpus, adapter, features, half)
+    return Pictures(tuple(keys), lambda names: adapter.inputs([rows.picture(name) for name in names]))
 
 
 def cache(
@@ -152,6 +153,7 @@ def cache_samples(
     device: str = "cpu",
     blind: Blind | None = None,
     dtype: Kind = "float32",
+    features: Path | None = None,
 ) -> None:
     """Keep the vision tokens of the images that samples show the teacher; see :func:`cache`.
 
@@ -160,7 +162,14 @@ def cache_samples(
     """
     taps.refuse_mixture(data, str(blind or Blind()))
     adapter = taps.frozen(teacher, device, getattr(torch, dtype))
-    cache(adapter, of_samples(adapter, data), out, signal_key(teacher, data, blind, dtype), progress, dtype)
+    cache(
+        adapter,
+        of_samples(adapter, data, features, dtype == "bfloat16"),
+        out,
+        signal_key(teacher, data, blind, dtype),
+        progress,
+        dtype,
+    )
 
 
 def cache_corpus(
@@ -171,10 +180,18 @@ def cache_corpus(
     *,
     device: str = "cpu",
     dtype: Kind = "float32",
+    features: Path | None = None,
 ) -> None:
     """Keep the vision tokens of the images that a corpus's rows show; see :func:`cache`."""
     adapter = taps.frozen(teacher, device, getattr(torch, dtype))
-    cache(adapter, of_corpus(adapter, corpus), out, stream_key(teacher, corpus, dtype=dtype), progress, dtype)
+    cache(
+        adapter,
+        of_corpus(adapter, corpus, features, dtype == "bfloat16"),
+        out,
+        stream_key(teacher, corpus, dtype=dtype),
+        progress,
+        dtype,
+    )
 
 
 def live_sizes(wanted: Collection[str], student: Adapter, samples: int, images: int, text: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -93,16 +93,16 @@ def cache(
     kept = chosen(form, size)
     out.mkdir(parents=True, exist_ok=True)
     key = stream_key(teacher, corpus, template, limit, dtype)
-    writing = _Writing(out, kept, size, key)
     asked = _Asked(adapter, names, torch.device(device), getattr(torch, dtype))
     parts = reader.parts(rows)
-    for number, (indices, batch) in enumerate(reader.batches(parts[writing.done :]), start=writing.done + 1):
-        if batch is not None:
-            writing.add(indices, asked(batch), corpus)
-        if number % SAVE_EVERY == 0:
-            writing.save(number)
-        progress(min(number * rows, len(corpus)), len(corpus))
-    shapes, errors = writing.close()
+    with _Writing(out, kept, size, key) as writing:
+        for number, (indices, batch) in enumerate(reader.batches(parts[writing.done :]), start=writing.done + 1):
+            if batch is not None:
+                writing.add(indices, asked(batch), corpus)
+            if number % SAVE_EVERY == 0:
+                writing.save(number)
+            progress(min(number * rows, len(corpus)), len(corpus))
+        shapes, errors = writing.finish()
     write_json(out / "vocabulary.json", list(adapter.tokens()))
     facts = {"version": VERSION, "key": key, "form": kept.__dict__, "shapes": shapes, "errors": errors}
     write_json(out / "meta.json", {**facts, "pools": adapter.vision_tokens is not None})
@@ -290,9 +290,16 @@ class _Writing:
         tokens = self._tokens["labels"].rows
         write_json(self._out / _POINT, {**self._facts, "passes": passes, "tokens": tokens, "errors": state})
 
-    def close(self) -> tuple[dict[str, list[int]], dict[str, Any] | None]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for array in self._tokens.values():
+            array.close()
+
+    def finish(self) -> tuple[dict[str, list[int]], dict[str, Any] | None]:
         """Return the arrays' shapes, and the errors of a form that is not exact."""
-        shapes = {name: array.close() for name, array in self._tokens.items()}
+        shapes = {name: array.finish() for name, array in self._tokens.items()}
         for name, mapped in self._rows.items():
             mapped.flush()
             shapes[name] = list(mapped.shape)

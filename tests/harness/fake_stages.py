@@ -118,5 +118,10 @@ def full(context):
     target.mkdir(exist_ok=context.stage.resumes)
     (target / "half.txt").write_text("half")
     if not (context.root.parent / "room").exists():
-        Path("/dev/full").write_text("more")
+        try:
+            Path("/dev/full").write_text("more")
+        except OSError as error:
+            if context.config.get("as_input"):
+                raise UserError(f"this file is damaged ({error})") from error
+            raise
     (target / "rest.txt").write_text("rest")

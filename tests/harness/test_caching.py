@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from fake_plan import stage
 
-from harness import caching, disk, plan, store
+from harness import caching, cli, disk, plan, store
 from harness.base import UserError, open_array, write_text
 from harness.execute import DiskFull, StageError
 
@@ -178,9 +178,9 @@ def test_what_a_plan_says_of_its_caches(carry_out, chain):
 # ---- a full disk -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resumes", [False, True])
-def test_a_full_disk_is_one_error_and_the_run_goes_on_after_room_was_made(carry_out, tmp_path, resumes):
-    stages = [stage("a"), stage("f", run="full", targets=("f",), reads=["a.txt"], resumes=resumes)]
+@pytest.mark.parametrize(("resumes", "as_input"), [(False, False), (True, False), (False, True)])
+def test_a_full_disk_is_one_error_and_the_run_goes_on_after_room_was_made(carry_out, tmp_path, resumes, as_input):
+    stages = [stage("a"), stage("f", run="full", targets=("f",), reads=["a.txt"], resumes=resumes, as_input=as_input)]
     with pytest.raises(DiskFull, match=f"no space left on the disk of {carry_out.root} for stage f .*Make room there"):
         carry_out(stages)
     assert plan.survey(carry_out.root, stages) == {"a"}
@@ -255,3 +255,15 @@ def test_an_array_takes_its_space_when_it_is_opened(tmp_path):
     with pytest.raises(OSError) as caught:
         open_array(tmp_path / "b.npy", "float32", (free // 2, 5))
     assert disk.is_full(caught.value) and not (tmp_path / "b.npy").exists()
+
+
+def test_a_full_disk_ends_the_command_with_4_and_no_traceback(capsys):
+    def app(**_):
+        raise DiskFull("no space left on the disk", "Traceback ...")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.main(app, "harness.run")
+    assert caught.value.code == cli.FAILED == 4
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: no space left on the disk"
+    assert second.startswith("to continue: python -m harness.run")

@@ -60,9 +60,9 @@ def test_replies_are_the_same_and_no_image_of_a_question_is_computed_again(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [128, 7])
-def test_replies_of_the_whole_suite_are_the_same(tmp_path, batch_size):
-    questions = asked(None)
+@pytest.mark.parametrize(("batch_size", "limit"), [(128, None), (7, 40)])
+def test_replies_of_the_whole_suite_are_the_same(tmp_path, batch_size, limit):
+    questions = asked(limit)
     keep(questions, tmp_path / "v")
     counts = same_replies("base", questions, tmp_path / "v", tmp_path, batch_size)
     assert counts["computed"] == 0

@@ -69,8 +69,9 @@ def test_prompts_are_made_ready_as_the_familys_processor_makes_them(folder):
         assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_padded_replies_and_gold_replies_are_those_of_each_question_alone(folder):
+def test_padded_replies_and_gold_replies_are_those_of_each_question_alone(folder, monkeypatch):
     """Or the family's batches are not padded: a trial on the model decides."""
+    monkeypatch.setattr(batching, "LEAST", 0)
     texts = [PROMPT + " Say it." * n for n in range(8)]
     shown = [twins.picture(40, 56, seed) for seed in range(8)]
     found = []
@@ -82,3 +83,4 @@ def test_padded_replies_and_gold_replies_are_those_of_each_question_alone(folder
     assert found[0][0] == found[1][0]
     for a, b in zip(found[0][1], found[1][1], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+    assert {name: made["padding"] for name, made in asked.how.items()} == {"replies": "left", "gold": "right"}

@@ -17,7 +17,7 @@ from PIL import Image
 
 import harness
 from harness import export, hub, plan, store, workers
-from harness.base import UserError, read_jsonl, write_json
+from harness.base import UserError, read_json, read_jsonl, write_json
 from harness.stages import evaluate
 from students import models
 from students.data.conversations import IMAGE
@@ -165,6 +165,9 @@ def test_the_stage_evaluates_student_and_teacher(folders, tmp_path):
     assert found["teacher"]["teacher_kl"].isna().all()
     assert (found["student"]["teacher_kl"] > 0.1).all(), "other weights predict otherwise"
     assert len(read_jsonl(tmp_path / f"replies/student/{name}.jsonl")) == len(found["student"]) > 0
+    how = read_json(tmp_path / f"replies/student/{name}.words.json")["how"]
+    assert {"batch_size": 4, "attention": "sdpa", "device": "cpu", "dtype": "float32"}.items() <= how.items()
+    assert how["replies"]["padding"] in ("none", "left") and how["gold"]["padding"] in ("none", "right")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from twin_families import FAMILIES, LLAVA_TEMPLATE, twin
 from twins import mobilevlm_twin
 
 from harness.base import UserError
-from students import checkpoint, energies, models, taps, weightings
+from students import checkpoint, energies, models, stored, taps, weightings
 from students.batch import TokenBatch
 from students.data.conversations import UnreadableImage
 from students.distil import StreamInputs, distil
@@ -180,6 +180,15 @@ def test_micro_batches_and_reading_ahead_change_nothing_but_rounding(run, small)
     for one, other in zip(dynamics(whole), dynamics(split), strict=True):
         for field in ("loss", "weight", "weighted"):
             assert other[field] == pytest.approx(one[field], rel=1e-3, abs=1e-4)
+
+
+def test_logits_in_parts_change_nothing_but_rounding(run, small, monkeypatch):
+    """The student's in chunks, a live teacher's made from its states for each of them."""
+    whole = dynamics(run("ce+fkl@task", small, "whole"))
+    monkeypatch.setattr(stored, "LIMIT", 1500)
+    for line, other in zip(whole, dynamics(run("ce+fkl@task", small, "parts")), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert line["teacher_entropy"] == pytest.approx(other["teacher_entropy"], rel=1e-6)
 
 
 def test_all_recipes_see_the_same_rows_and_another_seed_others(run, small):

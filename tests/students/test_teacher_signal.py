@@ -147,7 +147,7 @@ def test_an_array_that_grows_is_a_numpy_file(tmp_path):
     again = Appender(path, np.float16, (3,), rows=2)
     for _ in range(1000):
         again.add(np.full((11, 3), 3.0))
-    assert again.close() == [11002, 3]
+    assert again.finish() == [11002, 3]
     assert np.load(path).shape == (11002, 3)
     assert np.load(path, mmap_mode="r")[1:3].tolist() == [[1.0] * 3, [3.0] * 3]
     with pytest.raises(UserError, match="cut off"):

@@ -59,7 +59,7 @@ def folder(pair, corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def signal(pair, corpus, folder):
+def spoken(pair, corpus, folder):
     return StreamSignal.load(folder, stream_key(pair[1], corpus))
 
 
@@ -93,14 +93,14 @@ def part_of(pair, corpus, members, options):
 
 
 @pytest.mark.parametrize("limit", [700, 60])
-def test_the_signal_says_what_the_live_teacher_says(pair, corpus, signal, limit):
+def test_the_signal_says_what_the_live_teacher_says(pair, corpus, spoken, limit):
     """Whole rows and rows of which the student has the first tokens alone."""
     options = OPTIONS.model_copy(update={"max_length": limit})
     members = [[8], [1], [0], [8]] if limit == 60 else [[8], [9], [2], [1], [6], [0], [8]]
     feed, part = part_of(pair, corpus, members, options)
     assert any(part.cut) == (limit == 60)
     live = StreamVoice(feed.teacher, CPU, torch.float32).hear(part, part.batch, {}, record=True, states=True)
-    said = CachedStreamVoice(signal, corpus, CPU).hear(part, part.batch, {}, record=True, states=True)
+    said = CachedStreamVoice(spoken, corpus, CPU).hear(part, part.batch, {}, record=True, states=True)
     for name in ("logits", "entropy", "prompt", "vision"):
         torch.testing.assert_close(getattr(said, name), getattr(live, name), rtol=1e-4, atol=1e-5)
     for name in ("correct", "seen"):
@@ -122,11 +122,11 @@ def test_the_exact_signal_is_bit_for_bit_that_of_a_live_teacher_in_the_same_batc
     ("recipe", "features", "limit"),
     [("ce+fkl@instance@v", ["teacher_prompt", "teacher_vision", "scalars"], 700), ("ce+fd+rkl@task", None, 60)],
 )
-def test_the_signal_gives_the_trajectory_of_the_live_teacher(run, pair, signal, vision, recipe, features, limit):
+def test_the_signal_gives_the_trajectory_of_the_live_teacher(run, pair, spoken, vision, recipe, features, limit):
     variant = Variant(weighting={"features": features}) if features else None
     options = OPTIONS.model_copy(update={"max_length": limit, "overlong": "replace"})
     live = run(recipe, "live", options, variant, teacher=pair[1])
-    told = run(recipe, "told", options, variant, signal=signal, kept=vision)
+    told = run(recipe, "told", options, variant, signal=spoken, kept=vision)
     for one, other in zip(dynamics(live), dynamics(told), strict=True):
         for field in ("loss", "weight", "weighted"):
             assert other[field] == pytest.approx(one[field], rel=1e-5, abs=1e-5)
@@ -140,19 +140,19 @@ def test_the_signal_gives_the_trajectory_of_the_live_teacher(run, pair, signal, 
     assert [c["teacher_passes_shared"] for c in costs] == [0, len(ROWS)]
 
 
-def test_a_live_teacher_stays(run, pair, signal):
+def test_a_live_teacher_stays(run, pair, spoken):
     options = SHORT.model_copy(update={"live_teacher": True})
-    out = run("ce+fkl", "live", options, signal=signal, teacher=pair[1])
+    out = run("ce+fkl", "live", options, signal=spoken, teacher=pair[1])
     assert json.loads((out / "cost.json").read_text())["teacher_passes_own"] == 8
 
 
 @pytest.mark.parametrize("form", [Form("half", "float16"), Form("topk", "float16", 8)])
-def test_other_forms_of_streams(run, pair, corpus, signal, tmp_path, form):
+def test_other_forms_of_streams(run, pair, corpus, spoken, tmp_path, form):
     streams.cache(pair[1], corpus, tmp_path / "signal", lambda *_: None, rows=3, form=form)
     found = StreamSignal.load(tmp_path / "signal", stream_key(pair[1], corpus))
     assert found.form == form
-    assert found.errors["tokens"] == len(signal.tokens["labels"])
-    exact, other = (dynamics(run("ce+fkl", name, SHORT, signal=s))[0] for name, s in (("exact", signal), ("other", found)))
+    assert found.errors["tokens"] == len(spoken.tokens["labels"])
+    exact, other = (dynamics(run("ce+fkl", name, SHORT, signal=s))[0] for name, s in (("exact", spoken), ("other", found)))
     assert other["loss"]["ce"] == exact["loss"]["ce"]
     if form.k is None:
         assert other["loss"]["fkl"] == pytest.approx(exact["loss"]["fkl"], rel=1e-3)
@@ -194,7 +194,7 @@ def test_files_that_are_cut_off_are_named(pair, corpus, folder, tmp_path, name):
         StreamSignal.load(tmp_path / "signal", stream_key(pair[1], corpus))
 
 
-def test_a_signal_of_something_else_is_stale(run, pair, corpus, folder, signal):
+def test_a_signal_of_something_else_is_stale(run, pair, corpus, folder, spoken):
     for part, key in (
         ("data", stream_key(pair[1], MemoryCorpus(ROWS[:-1]))),
         ("dtype", stream_key(pair[1], corpus, dtype="bfloat16")),
@@ -209,13 +209,13 @@ def test_a_signal_of_something_else_is_stale(run, pair, corpus, folder, signal):
         StreamSignal.load(folder, stream_key(pair[1], corpus))
     (folder / "gone.json").rename(folder / "meta.json")
     with pytest.raises(UserError, match="another corpus"):
-        run("ce+fkl", "other", SHORT, signal=replace(signal, corpus="0"))
+        run("ce+fkl", "other", SHORT, signal=replace(spoken, corpus="0"))
 
 
-def test_a_reply_that_the_teacher_did_not_speak_about_is_named(run, signal):
-    labels = np.array(signal.tokens["labels"])
-    labels[int(signal.rows["places"][4, 0])] += 1
-    wrong = replace(signal, tokens={**signal.tokens, "labels": labels})
+def test_a_reply_that_the_teacher_did_not_speak_about_is_named(run, spoken):
+    labels = np.array(spoken.tokens["labels"])
+    labels[int(spoken.rows["places"][4, 0])] += 1
+    wrong = replace(spoken, tokens={**spoken.tokens, "labels": labels})
     with pytest.raises(UserError, match=r"sample 'row4': student and teacher learn different tokens from supervised token 1"):
         run("ce+fkl", "wrong", OPTIONS, signal=wrong)
 
@@ -236,10 +236,10 @@ def test_a_teacher_that_is_not_finite_is_named(pair, corpus, tmp_path, monkeypat
 # ---- vision tokens ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_kept_needs_a_live_teacher_and_says_how_large_it_is(run, pair, signal, vision):
+def test_what_is_not_kept_needs_a_live_teacher_and_says_how_large_it_is(run, pair, spoken, vision):
     with pytest.raises(UserError, match=r"reads vision_logits of the teacher.*vision_logits of 10 samples \(about .* GB\)"):
-        run("ce+llava_kd", "refused", SHORT, signal=signal, kept=vision)
-    out = run("ce+llava_kd", "live", SHORT, signal=signal, kept=vision, teacher=pair[1])
+        run("ce+llava_kd", "refused", SHORT, signal=spoken, kept=vision)
+    out = run("ce+llava_kd", "live", SHORT, signal=spoken, kept=vision, teacher=pair[1])
     assert json.loads((out / "cost.json").read_text())["teacher_passes_own"] == 8
 
 

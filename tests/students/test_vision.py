@@ -1,5 +1,6 @@
 """Features of a frozen tower that are stored: exactly what the projector reads, shared by whoever has that tower alone."""
 
+import copy
 import json
 
 import numpy as np
@@ -99,6 +100,17 @@ def test_features_give_what_pixels_give_bit_for_bit(kind, pair, tmp_path):
         assert torch.equal(adapter.vision(found[1:3]), adapter.vision(pixels)[1:3])
     adapter.tower.forward = None  # from here on the tower must not be run
     adapter.vision(found)
+
+
+def test_a_copy_of_a_model_projects_with_its_own_projector(folders):
+    adapter = LlavaAdapter.load(folders / "base")
+    found = adapter.features(adapter.pixels([np.zeros((8, 8, 3), np.uint8)]))
+    copied = copy.deepcopy(adapter.model)
+    with torch.no_grad():
+        before = adapter.vision(found)
+        copied.model.multi_modal_projector.linear_2.bias += 1
+        assert torch.equal(adapter.vision(found), before)
+        assert torch.equal(torch.stack(list(copied.model.get_image_features(found).pooler_output)), before + 1)
 
 
 def test_taps_and_states_are_those_of_pixels(folders, data, encoded, seen):
@@ -279,6 +291,16 @@ def test_a_blind_teacher_is_shown_the_mean_image(train, folders, make_data, alik
     plain, short = train("ce+fkl@instance", "plain", **same), train("ce+fkl@instance", "short", vision=given, **same)
     assert apart(plain, short) <= 1e-5
     same_checkpoints(plain, short)
+
+
+def test_the_teachers_kept_tokens_are_projected_from_features(alike, seen, data, make_data, tmp_path, monkeypatch):
+    from students.teacher_signal import kept
+
+    kept.cache_samples(alike, data, tmp_path / "plain", lambda *_: None)
+    monkeypatch.setattr("transformers.models.clip.modeling_clip.CLIPVisionModel.forward", None)
+    kept.cache_samples(alike, data, tmp_path / "short", lambda *_: None, features=seen)
+    one, other = (np.load(tmp_path / name / "vision.npy") for name in ("plain", "short"))
+    assert np.array_equal(one, other)
 
 
 def test_features_without_the_mean_image_are_not_averaged(folders, make_data, seen):

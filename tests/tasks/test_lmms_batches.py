@@ -57,6 +57,7 @@ def test_padding_is_not_worth_it_where_equal_lengths_fill_batches():
     assert not batching.worth_padding([Item(n, 0, 20 + n % 4) for n in range(400)], 64)
     assert batching.worth_padding([Item(n, 0, 20 + n) for n in range(64)], 64)
     assert not batching.worth_padding([Item(n, 0, 20 + n) for n in range(64)], 1)
+    assert not batching.worth_padding([Item(n, 0, 20 + n) for n in range(8)], 8), "its trial would cost more than it saves"
 
 
 # ---- padding ---------------------------------------------------------------------------------------------------------------
