@@ -229,7 +229,7 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def _batches(
-        self, texts: Sequence[str], pictures: _Shown, chosen: Sequence[int], numbers: Iterator[int]
+        self, texts: Sequence[str], pictures: _Shown, chosen: Sequence[int], numbers: Iterator[int] | None = None
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor] | None]]:
         """Yield the indices of prompts that need no padding together, and their model inputs; None for another process's.
 
@@ -246,7 +246,8 @@ class CheckpointModel(engine.lmms):  # type: ignore[misc]
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
-                if self.share is not None and not self.share.mine(next(numbers)):
+                number = 0 if numbers is None else next(numbers)
+                if self.share is not None and not self.share.mine(number):
                     yield batch, None
                     continue
                 shown = [pictures(n) for n in batch]

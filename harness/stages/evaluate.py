@@ -76,7 +76,7 @@ def explained(context: Context) -> Iterator[None]:
 def _run(context: Context) -> None:
     import tasks
     from students.distributed import ranks
-    from tasks.evaluate import diagnose, evaluate
+    from tasks.evaluate import evaluate
 
     use_torch(context)
     config = context.config
@@ -87,25 +87,47 @@ def _run(context: Context) -> None:
     mine = ranks()
     model = _model(context)
     model.share = Share(mine) if mine.world > 1 else None
-    if not mine.first:
-        _share(model, protocol, questions, done=out[_REPLIES].is_file(), diagnosed=_DIAGNOSTICS in out)
-        return
     if out[_REPLIES].is_file():
         replies = read_jsonl(out[_REPLIES])
     else:
-        replies = evaluate(context.place("checkpoint"), protocol, questions, model=model, replies_path=out[_REPLIES])
-    tasks.score(protocol, replies, gold=questions, partial=incomplete).rows.to_parquet(out[_SCORES], index=False)
-    lost = unknown_words(model.processor.tokenizer, tasks.prompts(protocol, questions))
-    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"]})
-    if _DIAGNOSTICS not in out:
-        return
-    ids = [q.id for q in questions.questions]
-    taught = config["taught"] and config["name"] != "teacher"
+        with _written(out[_REPLIES], mine) as path:
+            replies = evaluate(context.place("checkpoint"), protocol, questions, model=model, replies_path=path)
+    if mine.first:
+        tasks.score(protocol, replies, gold=questions, partial=incomplete).rows.to_parquet(out[_SCORES], index=False)
+        lost = unknown_words(model.processor.tokenizer, tasks.prompts(protocol, questions))
+        write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"]})
+    if _DIAGNOSTICS in out:
+        _diagnose(context, model, protocol, questions, out[_DIAGNOSTICS] if mine.first else None)
+
+
+def _diagnose(context: Context, model: CheckpointModel, protocol: Protocol, questions: QuestionSet, out: Path | None) -> None:
+    """Write what the model predicts about the gold answers, and a teacher's log-probabilities for its students.
+
+    Args:
+        context, model, protocol, questions: what is evaluated.
+        out: where the first process writes; None on the others, which compute their part.
+    """
+    from tasks.evaluate import diagnose
+
+    name, ids = context.config["name"], [q.id for q in questions.questions]
+    taught = context.config["taught"] and name != "teacher"
     teacher = _read_gold(context.root / gold(protocol.name), ids) if taught else None
     diagnosis = diagnose(model, protocol, questions, teacher)
-    diagnosis.rows.to_parquet(out[_DIAGNOSTICS], index=False)
-    if config["name"] == "teacher":
+    if out is None:
+        return
+    diagnosis.rows.to_parquet(out, index=False)
+    if name == "teacher":
         _write_gold(context.out(gold(protocol.name)), ids, diagnosis.logprobs)
+
+
+@contextmanager
+def _written(path: Path, mine: Ranks) -> Iterator[Path]:
+    """Yield where to write: ``path`` in the first process, and in the others a place that is forgotten."""
+    if mine.first:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / path.name
 
 
 @dataclass(frozen=True)
@@ -121,24 +143,6 @@ class Share:
     def join(self, found: dict[int, Any]) -> dict[int, Any]:
         """Return the results of all processes by number of prompt, on every process."""
         return {number: value for part in self.ranks.gather(found) for number, value in part.items()}
-
-
-def _share(model: CheckpointModel, protocol: Protocol, questions: QuestionSet, done: bool, diagnosed: bool) -> None:
-    """Compute this process's batches; the first process writes and scores what all of them found.
-
-    Args:
-        model: with this process's share.
-        protocol, questions: what is asked.
-        done: an earlier attempt left the replies.
-        diagnosed: the stage also computes what the model predicts at the gold answers.
-    """
-    from tasks.evaluate import diagnose, evaluate
-
-    if not done:
-        with tempfile.TemporaryDirectory() as folder:
-            evaluate("", protocol, questions, model=model, replies_path=Path(folder) / "replies.jsonl")
-    if diagnosed:
-        diagnose(model, protocol, questions)
 
 
 def unknown_words(tokenizer: Any, prompts: Sequence[str]) -> dict[str, int]:
