@@ -91,7 +91,7 @@ def run(
     if launch is not None and ranks.membership() is None:  # else this is one of the processes that it started
         from harness.launch import start
 
-        raise cli.Said(start(launch, MODULE, sys.argv[1:]))
+        raise cli.Said(start(launch, device, MODULE, sys.argv[1:]))
     from harness.config import load_preset, load_recipe, retrained
     from harness.executors import check_name as check_executor
     from students.tracking import check as check_trackers
