@@ -134,7 +134,7 @@ def test_two_processes_give_the_run_of_one(tiny, tmp_path):
     student = "students/ce+fkl@instance/seed0"
     digests = [json.loads((out / "stages/student/ce+fkl@instance/seed0.json").read_text())["digest"] for out in (alone, two)]
     assert digests[0] == digests[1]
-    steps = [[json.loads(line) for line in (out / student / "dynamics.jsonl").open()] for out in (alone, two)]
+    steps = [[json.loads(line) for line in (out / student / "dynamics.jsonl").read_text().splitlines()] for out in (alone, two)]
     for one, other in zip(*steps, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert one["weight"] == pytest.approx(other["weight"], abs=1e-5)
