@@ -30,10 +30,10 @@ _SECTIONS = {"fsdp_config": "fsdp_", "deepspeed_config": ""}
 
 
 def configuration(name: str) -> Path:
-    """Return the launch configuration called ``name``, or the file at that path.
+    """Return the file of the launch configuration called ``name``, or the file at that path.
 
     Raises:
-        UserError: when there is none, accelerate cannot read it, or a field is not one of its own.
+        UserError: when there is none.
     """
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -41,12 +41,11 @@ def configuration(name: str) -> Path:
         close = nearest(name, shipped)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UserError(f"--launch {name}: no such configuration.{hint} Known: {', '.join(shipped)}, or a file of accelerate's")
-    check(path)
     return path
 
 
-def check(path: Path) -> None:
-    """Read a launch configuration as accelerate does.
+def check(path: Path) -> Any:
+    """Return a launch configuration as accelerate reads it (its ``ClusterConfig``).
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -66,16 +65,46 @@ def check(path: Path) -> None:
                 close = nearest(field, fields)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise UserError(f"{path}: unknown field {section}.{field}.{hint}")
+    return found
 
 
-def start(name: str, module: str, arguments: Sequence[str]) -> int:
+def check_devices(name: str, config: Any, device: str, gpus: int) -> None:
+    """Refuse a launch on devices that this machine does not have, or that were not asked for.
+
+    Args:
+        name: of the configuration, as it was given.
+        config: from :func:`check`.
+        device: the command's ``--device``.
+        gpus: how many this machine has.
+
+    Raises:
+        UserError: saying what to change.
+    """
+    here = config.num_processes // max(1, config.num_machines)
+    if config.use_cpu and gpus and device != "cpu":
+        raise UserError(f"--launch {name} is for the CPU, and this machine has a GPU, which would be used; add --device cpu")
+    if not config.use_cpu and here > gpus:
+        raise UserError(
+            f"--launch {name} starts {here} processes on this machine, each for a GPU of its own, and torch sees {gpus};"
+            " copy the configuration, change num_processes, and name the copy"
+        )
+
+
+def start(name: str, device: str, module: str, arguments: Sequence[str]) -> int:
     """Run ``python -m MODULE ARGUMENTS`` in the processes of a launch configuration; return the command's exit code.
+
+    Args:
+        name: of the configuration, or a file.
+        device: the command's ``--device``.
+        module, arguments: the command.
 
     Raises:
         UserError: for a configuration that cannot be used.
     """
     path = configuration(name)
-    import torch.distributed.run  # noqa: F401 - so that its loggers are there
+    import torch.distributed.run  # so that its loggers are there
+
+    check_devices(name, check(path), device, torch.cuda.device_count())
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

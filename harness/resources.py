@@ -48,7 +48,8 @@ class Resources(Strict):
     memory_gb: Annotated[float, Field(gt=0)] = 1.0
 
 
-#: Kinds of stages that run models take a GPU; their memory is what the embedded models and data need (docs/scaling.md).
+#: Kinds of stages that run models take a GPU. Their memory is what the embedded models and data need: students of the preset
+#: miniature took up to 1.64 GB each (their cost.json).
 DEFAULTS: Mapping[str, Resources] = {
     "data": Resources(memory_gb=1.5),
     "corpus": Resources(memory_gb=1.5),
@@ -56,11 +57,11 @@ DEFAULTS: Mapping[str, Resources] = {
     "questions": Resources(memory_gb=1.5),
     "collect": Resources(memory_gb=1.0),
     "report": Resources(memory_gb=2.0),
-    "model": Resources(gpus=1, memory_gb=2.0),
-    "signal": Resources(gpus=1, memory_gb=2.0),
-    "vision": Resources(gpus=1, memory_gb=2.0),
-    "student": Resources(gpus=1, memory_gb=2.0),
-    "evaluate": Resources(gpus=1, memory_gb=2.0),
+    "model": Resources(gpus=1, memory_gb=1.7),
+    "signal": Resources(gpus=1, memory_gb=1.7),
+    "vision": Resources(gpus=1, memory_gb=1.7),
+    "student": Resources(gpus=1, memory_gb=1.7),
+    "evaluate": Resources(gpus=1, memory_gb=1.7),
 }
 
 

@@ -96,7 +96,7 @@ def run(
     if launch is not None and ranks.membership() is None:  # else this is one of the processes that it started
         from harness.launch import start
 
-        raise cli.Said(start(launch, MODULE, sys.argv[1:]))
+        raise cli.Said(start(launch, device, MODULE, sys.argv[1:]))
     from harness.config import load_preset, load_recipe, retrained
     from harness.executors import check_name as check_executor
     from students.tracking import check as check_trackers
@@ -119,7 +119,7 @@ def run(
         raise UserError(f"--limit is {limit}; allowed: 1 or more whole clusters")
     check_executor(executor)
     trackers = check_trackers(track) if track is not None else ()
-    _check_device(device)
+    _check_device(device, executor)
     root = (out or Path("runs") / preset.name).expanduser().resolve()
     if export is not None:
         from harness.export import export_student
@@ -147,9 +147,9 @@ def run(
     where = None if data_root is None else data_root.expanduser().resolve()
     session = Session(root, preset, models, limit, wanted, cli.console, where, online, skip_unreadable, executor, trackers)
     if dry_run:
-        session.show(_resolved(device))
+        session.show(_resolved(device, executor))
         return
-    session.prepare(_resolved(device), not no_network)
+    session.prepare(_resolved(device, executor), not no_network)
     if not online:
         offline()
     overrides = _overrides(
@@ -157,7 +157,7 @@ def run(
         data_root=None if where is None else str(where), live_teacher=live_teacher, skip_unreadable=skip_unreadable,
         cache_gb=cache_gb,
     )  # fmt: skip
-    session.run(_resolved(device), overrides, cli.command_line(MODULE, sys.argv[1:]))
+    session.run(_resolved(device, executor), overrides, cli.command_line(MODULE, sys.argv[1:]))
 
 
 #: What the options recorded as overrides are when nobody gives them.
@@ -181,19 +181,32 @@ def _overrides(**given: object) -> dict[str, object]:
     return {name: value for name, value in given.items() if value != _DEFAULTS[name]}
 
 
-def _check_device(device: str) -> None:
+def _check_device(device: str, executor: str) -> None:
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device is {device!r}; allowed: auto, cpu, cuda")
-    if device == "cuda" and not _has_gpu():
-        raise UserError("--device cuda: torch sees no CUDA device on this machine; use --device cpu or auto")
+    from harness import executors
+
+    if device == "cuda" and not _has_gpu(executor):
+        where = (
+            "no node of the Ray cluster has a GPU"
+            if executors.elsewhere(executor)
+            else "torch sees no CUDA device on this machine"
+        )
+        raise UserError(f"--device cuda: {where}; use --device cpu or auto")
 
 
-def _resolved(device: str) -> Literal["cpu", "cuda"]:
-    return "cuda" if device == "cuda" or (device == "auto" and _has_gpu()) else "cpu"
+def _resolved(device: str, executor: str) -> Literal["cpu", "cuda"]:
+    return "cuda" if device == "cuda" or (device == "auto" and _has_gpu(executor)) else "cpu"
 
 
-def _has_gpu() -> bool:
-    from harness.needs import has_gpu  # here, because the import path is put right first (cli.own_packages_first)
+def _has_gpu(executor: str) -> bool:
+    from harness import executors  # here, because the import path is put right first (cli.own_packages_first)
+
+    if executors.elsewhere(executor):
+        from harness.executors import on_ray
+
+        return on_ray.has_gpu()
+    from harness.needs import has_gpu
 
     return has_gpu()
 

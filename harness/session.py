@@ -19,6 +19,7 @@ from harness.config import Models, Preset
 from harness.execute import DiskFull, Execution, Failure, broken, error
 from harness.executors.local import Local
 from harness.listing import show_plan
+from harness.real import Requires
 from harness.sources import NOTHING_ABSENT, Absent
 from harness.workers import Settings
 
@@ -116,7 +117,10 @@ class Session:
         lost = self.missing()
         missing.refuse(lost, online)
         blueprint = Blueprint(*self._given(), self._wanted, self._data_root, missing.absent(lost))
-        needs.check(self.preset, device, needs.machine(self.root), self._others(blueprint))
+        preset = self.preset
+        if executors.elsewhere(self._executor):  # of the nodes' GPUs the executor knows
+            preset = preset.model_copy(update={"requires": Requires()})
+        needs.check(preset, device, needs.machine(self.root), self._others(blueprint))
         if any(each.kind == "model" for each in lost):
             missing.fetch(self._models)
             missing.refuse([each for each in self.missing() if each.kind == "model"], online=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from harness.base import UserError, digest
+from harness.base import UserError
 from students import resume
 from students.cost import Cost, max_of
 from students.distributed import ranks, reached
@@ -81,7 +81,7 @@ def distil(
             with closing(made) as training:
                 training.join()
                 if together.rank:  # dropout draws for other rows; rank 0 draws as one process does
-                    torch.manual_seed(int(digest([seed, together.rank])[:8], 16))
+                    torch.manual_seed(resume.seed_of(seed, together.rank))
                 _train(training, cost, load, progress)
         shared, own = (training.voice.shared, training.voice.passes) if training.voice else (0, 0)
         found = together.gather((own, cost.peak()))

@@ -366,5 +366,8 @@ def _kind(accelerator: Accelerator) -> Kind:
     if kind == "DEEPSPEED":
         if accelerator.state.deepspeed_plugin.zero3_init_flag:
             raise UserError("zero3_init_flag is true, and every process reads the base itself; allowed: false")
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()  # accelerate set it, and transformers would cut the teacher's weights too
         return "deepspeed"
     raise UserError(f"accelerate is configured for {kind!r}; allowed: MULTI_CPU, MULTI_GPU (DDP), FSDP (version 2), DEEPSPEED")

@@ -112,7 +112,11 @@ def start(training: Training, cost: Cost) -> int:
     _restore(training, state)
     if ranks.first:
         cost.resume(state["seconds"], state["peak"])
-    _set_random(state["random"] if ranks.first else state["others"][ranks.rank - 1])
+    known = [state["random"], *state.get("others", ())]
+    if ranks.rank < len(known):
+        _set_random(known[ranks.rank])
+    else:  # fewer processes wrote the point: only dropout draws from this
+        torch.manual_seed(seed_of(training.seed, ranks.rank, state["step"]))
     return int(state["step"])
 
 
@@ -136,12 +140,6 @@ def _same(training: Training, path: Path, state: dict[str, Any]) -> None:
             f"{path} was written by another training (recipe, options, seed, data or base differ); remove"
             f" {training.out / FOLDER} to start from nothing"
         )
-    world = 1 + len(state.get("others", ()))
-    if world != training.ranks.world:
-        raise UserError(
-            f"{path} was written by {world} process(es), and this run has {training.ranks.world}; start {world}, or remove"
-            f" {training.out / FOLDER} to start from nothing"
-        )
 
 
 def _restore(training: Training, state: dict[str, Any]) -> None:
@@ -160,6 +158,11 @@ def _restore(training: Training, state: dict[str, Any]) -> None:
         training.counts, training.replaced = Counter(state["counts"]), tuple(state["replaced"])
     if training.voice is not None:
         training.voice.passes = state["passes"] if first else 0
+
+
+def seed_of(seed: int, rank: int, step: int = 0) -> int:
+    """Return the seed of another rank than the first, whose dropout draws for other rows."""
+    return int(digest([seed, rank, step])[:8], 16)
 
 
 def clear(out: Path) -> None:

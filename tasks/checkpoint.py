@@ -76,7 +76,8 @@ def _processor(library: Any, folder: Path) -> Any:
     """Return a checkpoint's processor with PIL's preprocessing of images."""
     try:
         return library.AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    except ImportError:  # asked of the whole processor, PIL is asked of a video part too, which has no such variant
+    # asked of the whole processor, PIL is asked of a video part too, which has no such variant; transformers 5.17 says it so
+    except (ImportError, AttributeError):
         processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
         processor.image_processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         return processor

@@ -11,6 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import gpu_step
+import scaling
+from harness.config import load_preset
 from harness.probe import MadeUp
 from real_size import Random, flops
 from students.data.pack import Batch
@@ -81,3 +83,19 @@ def test_the_script_writes_what_it_says(tmp_path, monkeypatch, capsys):
     assert set(result["beta_over_fixed"]) == {"ce+fkl@instance, live", "ce+fkl@instance, cached"}
     assert "| `ce+fkl@instance` | cached |" in out.with_suffix(".md").read_text()
     assert out.with_suffix(".md").read_text() in capsys.readouterr().out
+
+
+def test_scaling_is_computed_from_a_measured_step(tmp_path, monkeypatch, capsys):
+    """At one rate for everything, the hours are operations over rate, and a GPU for each training leaves one round."""
+    work = scaling.stages(load_preset(scaling.PRESET))
+    step = [{"teacher": kind, "flops": 4e14, "seconds": 2.0} for kind in ("none", "live", "cached")]
+    (tmp_path / "step.json").write_text(json.dumps({"steps": step}))
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--step", str(tmp_path / "step.json"), "--gpus", "1", "36"])
+    scaling.main()
+    told = capsys.readouterr().out
+    student = sum(each.rows * each.student for each in work)
+    teacher = [each.rows * each.teacher for each in work]
+    live, once, widest = student + sum(teacher), 36 * student + sum(teacher), student + max(teacher)
+    hour = 2e14 * 3600
+    assert f"| 1 | 1 | 36 | {36 * live / hour:,.0f} | {once / hour:,.0f} |" in told
+    assert f"| 36 | 36 | 1 | {live / hour:,.0f} | {widest / hour:,.0f} |" in told

@@ -6,6 +6,7 @@ decided by :mod:`harness.execute` alone. Another way to run jobs is one more mod
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -44,6 +45,11 @@ def check_name(name: str) -> None:
     """Raise a ``UserError`` for an executor that there is not."""
     if name not in NAMES:
         raise unknown("executor (--executor)", name, NAMES)
+
+
+def elsewhere(name: str) -> bool:
+    """Say whether stages run on other machines than this one: those of the Ray cluster that ``RAY_ADDRESS`` names."""
+    return name == "ray" and bool(os.environ.get("RAY_ADDRESS"))
 
 
 def make(name: str, settings: Settings, bound: int | None) -> Executor:

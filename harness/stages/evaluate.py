@@ -87,21 +87,22 @@ def _run(context: Context) -> None:
     mine = ranks()
     model = _model(context)
     model.share = Share(mine) if mine.world > 1 else None
-    if not mine.first:
-        _share(model, protocol, questions, done=out[_REPLIES].is_file(), diagnosed=_DIAGNOSTICS in out)
-        return
     if out[_REPLIES].is_file():
         replies = read_jsonl(out[_REPLIES])
     else:
-        replies = evaluate(context.place("checkpoint"), protocol, questions, model=model, replies_path=out[_REPLIES])
+        with _written(out[_REPLIES], mine) as path:
+            replies = evaluate(context.place("checkpoint"), protocol, questions, model=model, replies_path=path)
     asked = ask(model, protocol, questions)
-    scores = tasks.score(protocol, replies, gold=questions, partial=incomplete, asked=asked)
-    scores.rows.to_parquet(out[_SCORES], index=False)
+    if mine.first:
+        scores = tasks.score(protocol, replies, gold=questions, partial=incomplete, asked=asked)
+        scores.rows.to_parquet(out[_SCORES], index=False)
     if _DIAGNOSTICS in out:
-        _diagnose(context, model, protocol, questions, out[_DIAGNOSTICS])
-    key = ("unknown words", protocol.name, config["limit"])
-    lost = model.desk.remember(key, lambda: unknown_words(model.processor.tokenizer, asked.prompts))
-    write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"], "how": _how(context, model)})
+        _diagnose(context, model, protocol, questions, out[_DIAGNOSTICS] if mine.first else None)
+    how = _how(context, model)
+    if mine.first:
+        key = ("unknown words", protocol.name, config["limit"])
+        lost = model.desk.remember(key, lambda: unknown_words(model.processor.tokenizer, asked.prompts))
+        write_json(out[WORDS], {**lost, "squeezed_to": context.memory["squeezed"], "how": how})
 
 
 def _how(context: Context, model: CheckpointModel) -> dict[str, Any]:
@@ -112,17 +113,34 @@ def _how(context: Context, model: CheckpointModel) -> dict[str, Any]:
     return {**facts, "dtype": dtype, "vision": context.memory["vision_why"], **parts}
 
 
-def _diagnose(context: Context, model: CheckpointModel, protocol: Protocol, questions: QuestionSet, out: Path) -> None:
-    """Write what the model predicts about the gold answers, and a teacher's log-probabilities for its students."""
+def _diagnose(context: Context, model: CheckpointModel, protocol: Protocol, questions: QuestionSet, out: Path | None) -> None:
+    """Write what the model predicts about the gold answers, and a teacher's log-probabilities for its students.
+
+    Args:
+        context, model, protocol, questions: what is evaluated.
+        out: where the first process writes; None on the others, which compute their part.
+    """
     from tasks.evaluate import diagnose
 
     name, ids = context.config["name"], [q.id for q in questions.questions]
     taught = context.config["taught"] and name != "teacher"
     teacher = _read_gold(context.root / gold(protocol.name), ids) if taught else None
     diagnosis = diagnose(model, protocol, questions, teacher, keep=name == "teacher")
+    if out is None:
+        return
     diagnosis.rows.to_parquet(out, index=False)
     if name == "teacher":
         _write_gold(context.out(gold(protocol.name)), ids, diagnosis.logprobs)
+
+
+@contextmanager
+def _written(path: Path, mine: Ranks) -> Iterator[Path]:
+    """Yield where to write: ``path`` in the first process, and in the others a place that is forgotten."""
+    if mine.first:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / path.name
 
 
 @dataclass(frozen=True)
@@ -138,24 +156,6 @@ class Share:
     def join(self, found: dict[int, Any]) -> dict[int, Any]:
         """Return the results of all processes by number of prompt, on every process."""
         return {number: value for part in self.ranks.gather(found) for number, value in part.items()}
-
-
-def _share(model: CheckpointModel, protocol: Protocol, questions: QuestionSet, done: bool, diagnosed: bool) -> None:
-    """Compute this process's batches; the first process writes and scores what all of them found.
-
-    Args:
-        model: with this process's share.
-        protocol, questions: what is asked.
-        done: an earlier attempt left the replies.
-        diagnosed: the stage also computes what the model predicts at the gold answers.
-    """
-    from tasks.evaluate import diagnose, evaluate
-
-    if not done:
-        with tempfile.TemporaryDirectory() as folder:
-            evaluate("", protocol, questions, model=model, replies_path=Path(folder) / "replies.jsonl")
-    if diagnosed:
-        diagnose(model, protocol, questions)
 
 
 def unknown_words(tokenizer: Any, prompts: Sequence[str]) -> dict[str, int]:

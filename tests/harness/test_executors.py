@@ -149,7 +149,7 @@ def test_worker_sees_its_gpus_only(carry_out):
 
 
 def test_preset_says_what_a_kind_of_stage_takes():
-    assert of_kind("student", 4, {}) == Resources(cpus=4, gpus=1, memory_gb=2.0)
+    assert of_kind("student", 4, {}) == Resources(cpus=4, gpus=1, memory_gb=1.7)
     assert of_kind("student", 4, {"student": Resources(memory_gb=48)}) == Resources(cpus=4, gpus=1, memory_gb=48)
     assert of_kind("report", 1, {}).gpus == 0
 

@@ -5,7 +5,7 @@ import pytest
 from test_cli import call
 
 from harness import store
-from harness.base import read_json
+from harness.base import read_json, write_json
 
 
 def _digests(root):
@@ -15,7 +15,7 @@ def _digests(root):
 
 @pytest.mark.slow
 def test_ray_and_local_give_the_same_digests_and_scores(tmp_path, tiny):
-    common = ("--preset", tiny, "--students", "ce,ce+fkl@instance", "--tasks", "pope,textvqa")
+    common = ("--preset", tiny, "--students", "ce,ce+fkl@instance", "--tasks", "pope")
     for executor in ("local", "ray"):
         done = call(*common, "--executor", executor, "--out", executor, cwd=tmp_path, RAY_ADDRESS="")
         assert done.returncode == 0, done.stderr
@@ -32,13 +32,12 @@ def test_ray_and_local_give_the_same_digests_and_scores(tmp_path, tiny):
 
 @pytest.mark.slow
 def test_a_student_that_fails_thrice_fails_alone(tmp_path, tiny):
-    common = ("--preset", tiny, "--tasks", "pope", "--out", "run")
-    first = call(*common, "--students", "ce", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
     root = tmp_path / "run"
+    write_json(root / "manifest.json", {"preset": {"name": "tiny"}})
     obstacle = root / "students" / "ce+fkl@fixed"
+    obstacle.parent.mkdir()
     obstacle.write_text("a file where the student's folder should be")
-    both = (*common, "--students", "ce,ce+fkl@fixed,ce+fkl@instance")
+    both = ("--preset", tiny, "--tasks", "pope", "--out", "run", "--students", "ce,ce+fkl@fixed")
     done = call(*both, cwd=tmp_path)
     assert done.returncode == 4
     assert "attempt 3" in done.stdout
@@ -46,8 +45,8 @@ def test_a_student_that_fails_thrice_fails_alone(tmp_path, tiny):
     assert "1 stage that reads from it left out" in done.stdout
     assert done.stderr.count("error: stage student/ce+fkl@fixed/seed0 failed") == 1
     assert "to try again: python -m harness.run" in done.stderr
-    assert (root / "students" / "ce+fkl@instance" / "seed0" / "student").is_dir()
-    assert set(pd.read_parquet(root / "scores.parquet")["student"]) == {"teacher", "base", "ce", "ce+fkl@instance"}
+    assert (root / "students" / "ce" / "seed0" / "student").is_dir()
+    assert set(pd.read_parquet(root / "scores.parquet")["student"]) == {"teacher", "base", "ce"}
     report = (root / "report" / "report.md").read_text()
     assert "FAILED, and missing here: student ce+fkl@fixed seed0: NotADirectoryError" in report
     assert len(read_json(root / "manifest.json")["failed"]) == 1

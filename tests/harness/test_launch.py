@@ -88,9 +88,20 @@ def test_a_field_that_accelerate_does_not_know_is_named(tmp_path, was, put, word
     file = tmp_path / "mine.yaml"
     file.write_text(text.replace(was, put))
     with pytest.raises(UserError) as caught:
-        launch.configuration(str(file))
+        launch.check(file)
     assert str(file) in str(caught.value)
     assert words in str(caught.value)
+
+
+def test_devices_that_are_not_there_or_not_meant_are_refused():
+    ddp, cpu = (launch.check(launch.configuration(name)) for name in ("ddp", "cpu"))
+    launch.check_devices("ddp", ddp, "auto", 8)
+    launch.check_devices("cpu", cpu, "auto", 0)
+    launch.check_devices("cpu", cpu, "cpu", 2)
+    with pytest.raises(UserError, match=r"starts 8 processes on this machine, .* torch sees 2; copy the configuration"):
+        launch.check_devices("ddp", ddp, "auto", 2)
+    with pytest.raises(UserError, match="add --device cpu"):
+        launch.check_devices("cpu", cpu, "auto", 2)
 
 
 def test_an_unknown_configuration_names_the_shipped_ones():
@@ -123,7 +134,7 @@ def test_two_processes_give_the_run_of_one(tiny, tmp_path):
     student = "students/ce+fkl@instance/seed0"
     digests = [json.loads((out / "stages/student/ce+fkl@instance/seed0.json").read_text())["digest"] for out in (alone, two)]
     assert digests[0] == digests[1]
-    steps = [[json.loads(line) for line in (out / student / "dynamics.jsonl").open()] for out in (alone, two)]
+    steps = [[json.loads(line) for line in (out / student / "dynamics.jsonl").read_text().splitlines()] for out in (alone, two)]
     for one, other in zip(*steps, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert one["weight"] == pytest.approx(other["weight"], abs=1e-5)

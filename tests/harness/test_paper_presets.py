@@ -10,6 +10,7 @@ from harness import config, estimates, outlook
 from harness.base import UserError
 from harness.blueprint import Blueprint, cells
 from harness.real import Assemble
+from harness.resources import of_kind
 from harness.sources import Absent
 from harness.stages import corpus
 
@@ -53,7 +54,8 @@ def test_each_has_a_teacher_a_control_and_the_undistilled_student(name):
     assert "base" not in preset.models.names or isinstance(preset.models.base, str), "an assembled model knows nothing"
     assert not preset.evaluation.diagnostics, "they keep [tokens, vocabulary] numbers per question in memory"
     assert preset.requires.gpu
-    assert preset.workers == 1, "one GPU"
+    for kind in ("student", "evaluate"):
+        assert of_kind(kind, preset.threads, preset.resources).gpus == 1, "each has a GPU for itself"
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -1,5 +1,8 @@
 """Evaluation over several processes: each computes its batches, and together they are what one process computes."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -9,21 +12,25 @@ from harness.stages.evaluate import Share
 from students.distributed import Ranks
 from tasks.bridge import requests
 from tasks.lmms import CheckpointModel
-from tasks.prompting import prompts
 
 
 class Half:
-    """What one of two processes computes; nothing comes from the other."""
+    """One of two processes, here a thread; what both found is exchanged when both have come."""
 
-    def __init__(self, rank):
-        self.rank, self.found = rank, {}
+    def __init__(self, rank, meeting, table):
+        self.rank, self.meeting, self.table, self.computed = rank, meeting, table, set()
 
     def mine(self, number):
         return number % 2 == self.rank
 
     def join(self, found):
-        self.found["gold" if "said" in self.found else "said"] = found
-        return found
+        self.computed |= set(found)
+        self.table[self.rank] = found
+        self.meeting.wait(60)
+        both = {**self.table[0], **self.table[1]}
+        self.meeting.wait(60)  # nobody writes the next before both have read this
+        assert len(both) == len(self.table[0]) + len(self.table[1])  # nothing is computed twice
+        return both
 
 
 @pytest.fixture(scope="module")
@@ -37,30 +44,27 @@ def asked():
 
 def test_the_batches_of_two_processes_are_those_of_one(asked):
     protocol, questions = asked
-    model = CheckpointModel(model_path("package:students/miniature/base"), batch_size=3)
-    instances, task, documents = requests(protocol, questions)
-    model.task_dict[task] = documents
     pictures = [questions.images[q.image] for q in questions.questions]
     golds = [q.answer for q in questions.questions]
+    built = requests(protocol, questions)
 
-    def answered():
-        return model.generate_until(instances), model.gold_logprobs(prompts(protocol, questions), pictures, golds)
+    def loaded(half=None):
+        return CheckpointModel(model_path("package:students/miniature/base"), batch_size=3, share=half)
 
-    said, whole = answered()
-    halves = [Half(0), Half(1)]
-    for half in halves:
-        model.share = half
-        answered()
-    for kind, expected in (("said", said), ("gold", whole)):
-        first, second = (half.found[kind] for half in halves)
-        assert first and second and not first.keys() & second.keys()
-        both = {**first, **second}
-        assert sorted(both) == list(range(len(expected)))
-        for number, value in enumerate(expected):
-            if kind == "said":
-                assert (both[number].text, both[number].token_counts) == (value.text, value.token_counts)
-            else:
-                assert np.array_equal(both[number], value)  # bit for bit: whole batches move
+    def answered(model):
+        model.task_dict[built.name] = built.documents
+        return model.generate_until(list(built.instances)), model.gold_logprobs(built.prompts, pictures, golds)
+
+    said, whole = answered(loaded())
+    meeting, table = threading.Barrier(2), {}
+    halves = [Half(rank, meeting, table) for rank in range(2)]
+    models = [loaded(half) for half in halves]  # one after the other: transformers loads no two at once
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(answered, models))
+    for replies, logs in results:
+        assert [(r.text, r.token_counts) for r in replies] == [(r.text, r.token_counts) for r in said]
+        assert all(np.array_equal(a, b) for a, b in zip(logs, whole, strict=True))  # bit for bit: whole batches move
+    assert all(half.computed and len(half.computed) < len(said) for half in halves)
 
 
 def test_shares_cut_the_batches():

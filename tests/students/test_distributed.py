@@ -1,5 +1,6 @@
 """Two processes that share a step's rows learn what one process learns, write the same records, and end together."""
 
+import contextlib
 import os
 import signal
 import time
@@ -52,11 +53,15 @@ SLOW = [
     case("ce+taid@famo", "stream", rows=6, micro=2, variant=FAST_TAID),
     case("ce", "stream", rows=8, micro=1, grouping="modality_length"),
     case("ce+fkl@task", micro=1, gradient_checkpointing=True),
+    case("ce+fkl@task", micro=1, optimiser="muon", lr=3e-3),
     case("ce+fkl@task", "stream", rows=6, lora=Lora(rank=2, alpha=4, dropout=0.0, targets=("q_proj",))),
 ]
 #: What is killed at step 7 and resumed after step 6, and the same in one go.
 KILLED = case("ce+taid@famo", "stream", rows=4, micro=1, save_every=3, flush_every=3, steps=12, variant=FAST_TAID,
               lora=Lora(rank=2, alpha=4, dropout=0.2, targets=("q_proj", "v_proj")))  # fmt: skip
+
+#: What two processes begin, and one finishes.
+ALONE = case("ce+taid@famo", micro=1, save_every=3, flush_every=3, variant=FAST_TAID)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,25 @@ def _mixed(ranks, given, out):
     _all(ranks, FAST, given, out)
     together.train(KILLED, given["stream"], out / "killed")
     together.train(KILLED, given["stream"], out / "unbroken")
+    _unplugged(given, out / "alone")
     return errors
+
+
+def _unplugged(given, out):
+    """Leave a training after step 7, for one process to go on from."""
+    from students.training import Training
+
+    step = Training.step
+
+    def stops(self, number, members):
+        step(self, number, members)
+        if number == 7:
+            raise InterruptedError
+
+    Training.step = stops
+    with contextlib.suppress(InterruptedError):
+        together.train(ALONE, given["packed"], out)
+    Training.step = step
 
 
 def _dies(ranks, given, out):
@@ -173,6 +196,14 @@ def test_a_killed_training_goes_on_to_the_same_bits(shared):
     out = shared[0]
     identical(out / "killed", out / "unbroken")
     assert not resume.points(out / "killed")
+
+
+def test_one_process_goes_on_where_two_were(shared, given, tmp_path):
+    out = shared[0] / "alone"
+    assert [path.name for path in resume.points(out)] == ["step-000000006.pt"]
+    together.train(ALONE, given["packed"], out)
+    together.train(ALONE, given["packed"], tmp_path / "whole")
+    together.same(tmp_path / "whole", out)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def start(work, *given, world=2):
     return made, answers
 
 
-def run(work, *given, world=2, seconds=120):
+def run(work, *given, world=2, seconds=300):
     """Return what ``work(ranks, *given)`` returns on each of the processes."""
     made, answers = start(work, *given, world=world)
     found, errors = {}, []
