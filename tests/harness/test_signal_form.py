@@ -147,15 +147,15 @@ def test_the_usual_signal_has_the_digest_that_it_always_had(preset):
     assert found.version == 2
     assert (found.kind, found.reads) == ("signal", ("data",))
     bounded = stages(selection.bounded(preset, 3.0), "ce")["teacher/signal"]
-    assert (bounded.config, bounded.budget, found.budget) == (found.config, 3.0, None)
+    assert (bounded.config, bounded.choice["cache_gb"], found.choice["cache_gb"]) == (found.config, 3.0, None)
     half = preset.model_copy(update={"signal": Signal(form="half")})
     assert stages(half, "ce")["teacher/signal"].config["signal"] == {"form": "half", "k": None}
 
 
 def test_whole_distributions_are_asked_for_where_an_energy_needs_them(preset):
-    assert "whole" not in stages(preset, "ce")["teacher/signal"].config
-    more = preset.model_copy(update={"recipes": ("ce", "mse_logits")})
-    assert stages(more, "ce")["teacher/signal"].config["whole"] is True
+    for recipes, whole in (("ce", "ce+fkl@task"), False), (("ce", "mse_logits"), True):
+        found = preset.model_copy(update={"recipes": recipes})
+        assert stages(found, "ce")["teacher/signal"].choice["whole"] == whole
 
 
 def test_vision_tokens_are_kept_for_those_who_read_nothing_else(preset):
@@ -191,7 +191,7 @@ def test_the_plan_and_the_stage_choose_alike_and_the_plan_knows_the_bytes(tmp_pa
     assert signal.size_of(tmp_path, stage) == expected
     assert signal.planned(tmp_path, stage).bytes == expected.total(Form())
     assert signal.decide(tmp_path, stage).form == Form()
-    small = fake_again(stage, budget=1.5 * expected.total(Form()) / GB)
+    small = fake_again(stage, choice={"cache_gb": 1.5 * expected.total(Form()) / GB})
     assert signal.decide(tmp_path, small).form == Form("half", "float16")
     (tmp_path / encode.TARGET / "meta.json").unlink()
     assert signal.planned(tmp_path, stage).bytes is None
@@ -290,6 +290,6 @@ def test_a_corpus_is_counted_before_its_form_is_chosen(streamed, tmp_path):
     found = signal.tokens_of(tmp_path, kept)
     assert found.fit
     assert found.bytes >= 50 * 144 * 8 * 4
-    small = fake_again(kept, budget=0.5 * found.bytes / GB / TOKENS_SHARE)
+    small = fake_again(kept, choice={"cache_gb": 0.5 * found.bytes / GB / TOKENS_SHARE})
     assert not signal.tokens_of(tmp_path, small).fit
     assert math.isclose(signal.planned_tokens(tmp_path, kept).bytes, found.bytes)
