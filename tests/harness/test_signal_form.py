@@ -210,6 +210,24 @@ def test_a_mixture_is_kept_in_float32_whatever_the_teacher_is_in(tmp_path):
     assert signal.size_of(tmp_path, mixed).dtype == "float32"
 
 
+def test_the_run_says_the_form_the_reason_and_what_was_measured(preset, tmp_path):
+    errors = {
+        "log_p": {"max": 0.5, "mean": 0.25, "expected": 0.1}, "kl": {"max": 1.0, "mean": 0.125},
+        "rest": {"max": 1.0, "mean": 0.01},
+        "losses": {"fkl": {"even": {"exact": 2.0, "kept": 1.5}, "softer": {"exact": 0.0, "kept": 0.0}}},
+    }  # fmt: skip
+    blueprint = Blueprint(preset, preset.models, None, cells([config.load_recipe("align_kd")], [0], ["pope@miniature"], ()))
+    blueprint.stages()
+    beside = "align_kd: the teacher runs beside it, because it reads attention of it"
+    assert blueprint.training.signal.lines(tmp_path, ["ce", "align_kd"]) == [beside]
+    record = {"form": "topk, k = 8, float16", "bytes": 2_000_000, "why": "nothing else fits", "errors": errors}
+    write_json(tmp_path / signal.record(signal.SIGNAL), record)
+    assert blueprint.training.signal.lines(tmp_path, ["ce"]) == [
+        "teacher signal: topk, k = 8, float16, 0.002 GB at most, because nothing else fits; measured against exact: |d log p|"
+        " at most 0.5, 0.25 in the mean; KL 0.12; 1 % of probability without a bin of its own; losses change by at most 25 %"
+    ]
+
+
 # ---- stages of corpora -----------------------------------------------------------------------------------------------------
 
 STREAMED = """
