@@ -41,8 +41,8 @@ class Stage:
         plans: of a cache, ``module:function``, called as ``function(root, stage)`` in the parent before anything is written;
             returns a :class:`harness.caching.Planned`. It must import no torch, and know the bytes once what it reads is there.
         uses: outputs of caches that save it work and change no result: it waits for them, and its digest does not know them.
-        budget: GB that all caches of the run may hold, for a cache that chooses its form by it; None for no bound. Not part of
-            the digest: what was made under another bound is kept.
+        choice: what a cache chooses its form by (``cache_gb`` and the like). Not part of the digest: a form that was taken once
+            is kept, whatever would be taken now.
     """
 
     id: str
@@ -62,7 +62,7 @@ class Stage:
     cache: bool = False
     plans: str = ""
     uses: tuple[str, ...] = ()
-    budget: float | None = None
+    choice: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -92,7 +92,7 @@ class SignalPlan:
             cache=True,
             plans=signal.PLANS,
             uses=(encode.TARGET,),
-            budget=self.preset.cache_gb,
+            choice=self._choice(),
         )
         self._records[said.label] = said.targets[1]
         if not any(self.reads_tokens(name, training) for name in names):
@@ -104,13 +104,16 @@ class SignalPlan:
         return {} if training.teacher_dtype == "float32" else {"dtype": training.teacher_dtype}
 
     def _form(self) -> dict[str, Any]:
-        """Return what of the form is not as usual, so that the usual one changes no digest."""
+        """Return the preset's wishes where they are not the usual ones, which change no digest."""
         wanted = self.preset.signal
-        found: dict[str, Any] = {} if wanted == Signal() else {"signal": wanted.model_dump(mode="json")}
+        return {} if wanted == Signal() else {"signal": wanted.model_dump(mode="json")}
+
+    def _choice(self) -> dict[str, Any]:
+        """Return what the form is chosen by: the bound of caches, and whether students need whole distributions."""
         recipes = [load_recipe(name) for name in self.preset.recipes]
         variants = [load_variant(recipe.variant) if recipe.variant else None for recipe in recipes]
         whole = any(declared.whole(r.energies, v) for r, v in zip(recipes, variants, strict=True))
-        return {**found, "whole": True} if whole and wanted.form == "auto" else found
+        return {"cache_gb": self.preset.cache_gb, "whole": whole}
 
     def _kept(self, said: Stage, target: str, config: dict[str, Any]) -> Stage:
         """Return the stage that keeps vision tokens of the images that a signal's stage reads."""
@@ -177,7 +180,7 @@ class SignalPlan:
             resumes=True,
             cache=True,
             plans=signal.PLANS,
-            budget=self.preset.cache_gb,
+            choice=self._choice(),
         )
         self._records[said.label] = said.targets[1]
         found = [count, said]

@@ -222,7 +222,7 @@ class VisionPlan:
         looks = _looks(root, users, count)
         often = "each time they are shown" if looks is None else f"{looks:,} times in all"
         known = "images" if count is None else f"{count:,} images"
-        why = f"{len(users)} stages look at {known} {often}"
+        why = f"{len(users)} stage(s) look at {known} {often}"
         if count is not None and looks is not None and looks <= count and not there:
             return Decision(what, False, why)
         declared = self._declared(stage) if count is None else count
@@ -253,7 +253,7 @@ class VisionPlan:
             rows = [tasks.protocol(name).data.rows for name in stage.config["protocols"]]
             return None if None in rows else sum(each or 0 for each in rows)
         each = self.preset.data.images
-        return None if each is None else each * len(self.preset.protocols) + 1
+        return None if each is None else each * len(self.preset.protocols)
 
 
 def _without(stage: Stage, left_out: set[str]) -> Stage:

@@ -4,8 +4,9 @@ What a stage function finds in its context:
 
 * ``teacher/signal``: config ``{training: {rows, turns}, threads, blind}``, of packed data; ``teacher/signal/NAME``: config
   ``{corpus, training: {rows}, threads}`` and as far as there are any ``template`` and ``limit``, of a corpus. Both may have
-  ``dtype`` (of the teacher's weights), ``signal`` (the preset's section), and ``whole`` (a student needs whole distributions),
-  which are left out where they are as usual. Places: ``teacher``; ``vision`` (features); of a corpus ``corpus``, ``images``.
+  ``dtype`` (of the teacher's weights) and ``signal`` (the preset's section), which are left out where they are as usual.
+  Places: ``teacher``; ``vision`` (features); of a corpus ``corpus``, ``images``. Its ``choice``: ``cache_gb`` and ``whole``
+  (students need whole distributions).
 * ``teacher/count/NAME``: the same without ``signal``: counts the tokens that the form of a corpus's signal is chosen by.
 * ``teacher/kept``, ``teacher/kept/NAME``: the same: vision tokens; a folder that holds only a reason where they do not fit.
 """
@@ -183,7 +184,7 @@ def decide(root: Path, stage: Stage) -> Chosen | None:
     size = size_of(root, stage)
     if size is None:
         return None
-    return choose(Signal(**stage.config.get("signal", {})), size, stage.budget, bool(stage.config.get("whole")))
+    return choose(Signal(**stage.config.get("signal", {})), size, stage.choice.get("cache_gb"), bool(stage.choice.get("whole")))
 
 
 def planned(root: Path, stage: Stage) -> Planned:
@@ -255,7 +256,7 @@ def tokens_of(root: Path, stage: Stage) -> Tokens | None:
         return None
     each = _vision_tokens(config) * shape[1] * WIDTH[dtype_of(stage)]
     total = images * (each + _PER_IMAGE) + _HEADERS
-    limit = TOKENS_SHARE * GB * (AUTO_GB if stage.budget is None else stage.budget)
+    limit = TOKENS_SHARE * GB * (stage.choice.get("cache_gb") or AUTO_GB)
     why = f"vision tokens of {images:,} images take {total / GB:.3g} GB, allowed are {limit / GB:.3g}"
     return Tokens(total, total <= limit, why)
 

@@ -137,7 +137,8 @@ def planned(root: Path, stage: Stage) -> Planned:
 def size(stage: Stage, count: int, shape: tuple[int, int]) -> int:
     """Return the bytes of ``count`` images' features of ``shape`` (n, C), at most, with their names and digests."""
     each = shape[0] * shape[1] * (2 if stage.config.get("dtype") == "bfloat16" else 4)
-    return _HEADERS + count * (each + _PER_IMAGE)
+    means = 1 if stage.targets == (DATA,) else 0  # the mean image, which a blind teacher is shown
+    return _HEADERS + (count + means) * (each + _PER_IMAGE)
 
 
 def images(root: Path, stage: Stage) -> int | None:
@@ -147,7 +148,7 @@ def images(root: Path, stage: Stage) -> int | None:
         if not path.is_file():
             return None
         with zipfile.ZipFile(path) as archive:
-            return len(archive.namelist()) + 1
+            return len(archive.namelist())
     if stage.targets == (QUESTIONS,):
         return _asked(root, stage.config["protocols"])
     facts = root / corpora.target(stage.config["corpus"]) / "corpus.json"

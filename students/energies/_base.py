@@ -55,7 +55,7 @@ class Energy(nn.Module):
         level: "token" for values [N], each of its own token alone; "sample" for values [B].
         reads_logits: whether the logits are looked at; False for an energy of taps alone.
         bins: whether it may compare a teacher's k likeliest tokens and one bin for all others (:mod:`students.bins`) in place
-            of distributions; False where it reads raw logits, or labels as tokens of the vocabulary.
+            of distributions; False where it reads raw logits, labels as tokens of the vocabulary, or single probabilities.
         zero_at_match: whether equal outputs give exactly 0 (the weightings that take logs rely on it).
         symmetric: whether swapping teacher and student gives the same value.
         bounds: smallest and largest value with the options this was built with, over all vocabularies.

@@ -23,6 +23,8 @@ class Energy(_base.LogitsEnergy):
         temperature: T > 0.
     """
 
+    bins = False  # the head is made of single tokens
+
     def __init__(self, mu: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__(temperature)
         self.mu = _base.within("mu", mu, 0, 1, "()")

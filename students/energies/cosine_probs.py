@@ -18,6 +18,7 @@ class Energy(_base.LogitsEnergy):
     """
 
     symmetric = True
+    bins = False  # an angle of coordinates, which one bin for many tokens makes larger
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__(temperature)

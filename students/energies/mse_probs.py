@@ -25,14 +25,13 @@ class Energy(_base.LogitsEnergy):
     """
 
     symmetric = True
-    bins = False  # the mean is over the vocabulary
+    bins = False  # a distance of coordinates, which one bin for many tokens makes larger
 
     def __init__(self, reduce: Literal["mean", "sum"] = "mean", temperature: float = 1.0) -> None:
         super().__init__(temperature)
         if reduce not in ("mean", "sum"):
             raise unknown("reduce of energy 'mse_probs':", str(reduce), ("mean", "sum"))
         self.reduce = reduce
-        self.bins = reduce == "sum" and self.temperature == 1
         self.bounded(2.0 if reduce == "sum" else 1.0)  # the mean's, 2 / V, is largest at V = 2
 
     def compare(self, teacher: Tensor, student: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class Errors:
         self.seen = self.measured = self.entries = 0
         self.sums: dict[str, float] = {}
         self.most: dict[str, float] = {}
-        self.energies = {name: energies.build(name).eval() for name in LOSSES}
+        built = {name: energies.build(name).eval() for name in LOSSES}
+        self.energies = {name: energy for name, energy in built.items() if energy.bins or form.k is None}
 
     @torch.no_grad()
     def add(self, logits: Tensor, arrays: codec.Arrays) -> None:
@@ -126,6 +127,6 @@ class Errors:
                 student: {form: self.sums.get(f"{loss}.{student}.{form}", 0.0) / count for form in ("exact", "kept")}
                 for student in STUDENTS
             }
-            for loss in LOSSES
+            for loss in self.energies
         }
         return found

@@ -3,8 +3,8 @@
 ``exact`` keeps every logit in the teacher's own type: what is read back is what it said, bit for bit. ``half`` keeps each
 logit less its token's largest in float16, and the largest in float32: the numbers that are compared are small where
 probability is, and float16 has 11 significant bits of them where bfloat16 has 8. ``topk`` keeps log-probabilities of the k
-likeliest tokens and of all others together; losses are then taken over those k + 1 bins, and are never larger than over all
-tokens.
+likeliest tokens and of all others together; losses are then taken over those k + 1 bins. A divergence of the KL's kind (fkl,
+rkl, js, tvd, skewed ones) is never larger there than over all tokens; energies for which bins mean something else refuse them.
 """
 
 from __future__ import annotations

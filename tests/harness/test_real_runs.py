@@ -135,6 +135,18 @@ def test_both_stages_of_both_students_are_there(whole):
     assert not list((root / "students").rglob("resume")), "resume points are gone with what they were for"
 
 
+def test_the_teacher_is_asked_once(whole):
+    """Of each corpus, through its own format; no student runs it."""
+    root, out = whole
+    said = read_json(root / "manifest.json")["signal"]
+    assert [line.partition(":")[0] for line in said] == ["teacher signal captions", "teacher signal instructions"]
+    assert all("exact, float32" in line and line in out for line in said)
+    for folder, rows in ((root / "earlier", 20), (root / "students", 30)):
+        (path,) = folder.glob("ce+fd+fkl@instance/seed0/**/cost.json")
+        cost = read_json(path)
+        assert (cost["teacher_passes_own"], cost["teacher_passes_shared"]) == (0, rows)
+
+
 def weights(folder):
     from students.checkpoint import digest_weights
 

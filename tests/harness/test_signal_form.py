@@ -147,15 +147,15 @@ def test_the_usual_signal_has_the_digest_that_it_always_had(preset):
     assert found.version == 2
     assert (found.kind, found.reads) == ("signal", ("data",))
     bounded = stages(selection.bounded(preset, 3.0), "ce")["teacher/signal"]
-    assert (bounded.config, bounded.budget, found.budget) == (found.config, 3.0, None)
+    assert (bounded.config, bounded.choice["cache_gb"], found.choice["cache_gb"]) == (found.config, 3.0, None)
     half = preset.model_copy(update={"signal": Signal(form="half")})
     assert stages(half, "ce")["teacher/signal"].config["signal"] == {"form": "half", "k": None}
 
 
 def test_whole_distributions_are_asked_for_where_an_energy_needs_them(preset):
-    assert "whole" not in stages(preset, "ce")["teacher/signal"].config
-    more = preset.model_copy(update={"recipes": ("ce", "mse_logits")})
-    assert stages(more, "ce")["teacher/signal"].config["whole"] is True
+    for recipes, whole in (("ce", "ce+fkl@task"), False), (("ce", "mse_logits"), True):
+        found = preset.model_copy(update={"recipes": recipes})
+        assert stages(found, "ce")["teacher/signal"].choice["whole"] == whole
 
 
 def test_vision_tokens_are_kept_for_those_who_read_nothing_else(preset):
@@ -191,7 +191,7 @@ def test_the_plan_and_the_stage_choose_alike_and_the_plan_knows_the_bytes(tmp_pa
     assert signal.size_of(tmp_path, stage) == expected
     assert signal.planned(tmp_path, stage).bytes == expected.total(Form())
     assert signal.decide(tmp_path, stage).form == Form()
-    small = fake_again(stage, budget=1.5 * expected.total(Form()) / GB)
+    small = fake_again(stage, choice={"cache_gb": 1.5 * expected.total(Form()) / GB})
     assert signal.decide(tmp_path, small).form == Form("half", "float16")
     (tmp_path / encode.TARGET / "meta.json").unlink()
     assert signal.planned(tmp_path, stage).bytes is None
@@ -208,6 +208,24 @@ def test_a_mixture_is_kept_in_float32_whatever_the_teacher_is_in(tmp_path):
     assert signal.size_of(tmp_path, stage).dtype == "bfloat16"
     mixed = fake_again(stage, config={**stage.config, "blind": {"says": "shuffled", "seed": 0}})
     assert signal.size_of(tmp_path, mixed).dtype == "float32"
+
+
+def test_the_run_says_the_form_the_reason_and_what_was_measured(preset, tmp_path):
+    errors = {
+        "log_p": {"max": 0.5, "mean": 0.25, "expected": 0.1}, "kl": {"max": 1.0, "mean": 0.125},
+        "rest": {"max": 1.0, "mean": 0.01},
+        "losses": {"fkl": {"even": {"exact": 2.0, "kept": 1.5}, "softer": {"exact": 0.0, "kept": 0.0}}},
+    }  # fmt: skip
+    blueprint = Blueprint(preset, preset.models, None, cells([config.load_recipe("align_kd")], [0], ["pope@miniature"], ()))
+    blueprint.stages()
+    beside = "align_kd: the teacher runs beside it, because it reads attention of it"
+    assert blueprint.training.signal.lines(tmp_path, ["ce", "align_kd"]) == [beside]
+    record = {"form": "topk, k = 8, float16", "bytes": 2_000_000, "why": "nothing else fits", "errors": errors}
+    write_json(tmp_path / signal.record(signal.SIGNAL), record)
+    assert blueprint.training.signal.lines(tmp_path, ["ce"]) == [
+        "teacher signal: topk, k = 8, float16, 0.002 GB at most, because nothing else fits; measured against exact: |d log p|"
+        " at most 0.5, 0.25 in the mean; KL 0.12; 1 % of probability without a bin of its own; losses change by at most 25 %"
+    ]
 
 
 # ---- stages of corpora -----------------------------------------------------------------------------------------------------
@@ -290,6 +308,6 @@ def test_a_corpus_is_counted_before_its_form_is_chosen(streamed, tmp_path):
     found = signal.tokens_of(tmp_path, kept)
     assert found.fit
     assert found.bytes >= 50 * 144 * 8 * 4
-    small = fake_again(kept, budget=0.5 * found.bytes / GB / TOKENS_SHARE)
+    small = fake_again(kept, choice={"cache_gb": 0.5 * found.bytes / GB / TOKENS_SHARE})
     assert not signal.tokens_of(tmp_path, small).fit
     assert math.isclose(signal.planned_tokens(tmp_path, kept).bytes, found.bytes)

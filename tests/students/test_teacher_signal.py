@@ -262,7 +262,10 @@ def test_a_loss_over_bins_is_that_of_the_binned_distributions(train, forms, sign
         assert "teacher_early" not in file
 
 
-@pytest.mark.parametrize("recipe", ["ce+mse_logits", "cosine_logits", "dkd", "taid", "ctkd", "mse_probs", "fkl@fixed@v"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["ce+mse_logits", "cosine_logits", "dkd", "taid", "ctkd", "mse_probs", "cosine_probs", "adaptive_kl", "fkl@fixed@v"],
+)
 def test_energies_that_need_every_token_refuse_bins(train, forms, recipe):
     variant = Variant(energies={"fkl": {"temperature": 2.0}}) if recipe.endswith("@v") else None
     with pytest.raises(UserError, match=r"cannot be taken from the teacher's likeliest tokens.*exact or half.*--live-teacher"):
