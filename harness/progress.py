@@ -168,6 +168,9 @@ class _Fitting(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return the bars, and the line for the stages that have none."""
         tasks = [task for task in self.tasks if task.visible]
+        if not tasks:  # also while rich is still making this object, which then knows no console
+            yield self.make_tasks_table(tasks)
+            return
         room = max(1, self.console.height - _OTHER_LINES)
         yield self.make_tasks_table(tasks[: room + 1])
         others = tasks[room + 1 :]

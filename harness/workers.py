@@ -5,6 +5,7 @@ what is told of it, and how its errors are reported.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import os
 import sys
@@ -164,7 +165,24 @@ def work(
         memory: kept between jobs of one process.
         send: is told of every step.
     """
-    return all(_attempt(stage, digests[stage.id], settings, memory, send) for stage in job)
+    for stage in job:
+        if settings.device == "cuda":
+            _make_room(stage.kind, memory)
+        if not _attempt(stage, digests[stage.id], settings, memory, send):
+            return False
+    return True
+
+
+def _make_room(kind: str, memory: dict[str, Any]) -> None:
+    """Let go of what stages of another kind keep, and of their memory on the GPU: a model that was evaluated would stay
+    beside the one that is trained next, which no estimate counts on."""
+    if memory.get("kind", kind) != kind:
+        memory.clear()
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.cuda.empty_cache()
+    memory["kind"] = kind
 
 
 def _attempt(

@@ -71,10 +71,10 @@ def distil(
         raise UserError("device is 'cuda', but torch sees no GPU; allowed here: 'cpu'")
     with _deterministic():
         torch.manual_seed(seed)
+        together = ranks()  # chooses this process's GPU, whose memory is counted from here on
         cost = Cost(torch.device(device))
         load = Load()
         settings = {name: getattr(options, name) for name in SETTINGS}
-        together = ranks()
         with explained(load, settings), reached():
             with together.together():
                 made = Training(recipe, options, inputs, seed, out, device, variant or Variant(), trackers)

@@ -61,6 +61,7 @@ BAD = {
     ("--limit", "0"): "--limit is 0",
     ("--limit", "many"): "--limit",
     ("--device", "tpu"): "allowed: auto, cpu, cuda",
+    ("--executor", "rai"): "Did you mean 'ray'?",
     ("--bogus",): "No such option",
     ("surplus",): "unexpected extra argument",
     ("--preset", "easyvqa", "--retrain-teacher"): "does not say how its models are made",

@@ -1,10 +1,13 @@
 """Presets, variants and selections: what they mean, and that mistakes are answered in one line with the nearest name."""
 
+import re
+
 import pytest
 
 import tasks
 from harness import blueprint, config, plan, selection
 from harness.base import UserError
+from harness.resources import Resources
 
 
 def write(folder, name, text):
@@ -237,7 +240,8 @@ def test_what_matters_changes_the_stage(preset):
     assert configs(stages(shuffled, "ce"))["data"] == base["data"], "what a blind teacher says is in its signal alone"
     assert configs(stages(shuffled, "ce"))["teacher/signal"] != base["teacher/signal"]
     assert configs(stages(shuffled, "ce"))["student/ce/seed0"] != base["student/ce/seed0"]
-    workers = preset.model_copy(update={"workers": 7, "seconds": {}})
+    larger = {"student": Resources(cpus=2, gpus=2, memory_gb=9)}
+    workers = preset.model_copy(update={"workers": 7, "seconds": {}, "resources": larger})
     assert configs(stages(workers, "ce")) == base
 
 
@@ -260,3 +264,17 @@ def test_given_weights_are_part_of_what_they_shape(preset, tmp_path):
     assert after["student/ce/seed0"] != before["student/ce/seed0"]
     assert after["teacher/signal"] != before["teacher/signal"]
     assert after["data"] == before["data"]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("{ studnet: { cpus: 1 } }", "unknown kind of stage 'studnet'. Did you mean 'student'"),
+        ("{ student: { gpus: 1.5 } }", "a part of one GPU (below 1), or whole GPUs"),
+        ("{ student: { memory_gb: 0 } }", "memory_gb"),
+        ("{ student: { memory: 4 } }", "memory"),
+    ],
+)
+def test_resources_that_mean_nothing_are_named(tmp_path, said, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        config.load_preset(write(tmp_path, "odd", f"extends: smoke\nname: odd\nresources: {said}\n"))

@@ -1,6 +1,7 @@
 """The executor and its workers: order, failures, and no orphans."""
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 from fake_plan import stage
 
-from harness import plan
+from harness import plan, workers
 from harness.base import UserError
 from harness.execute import StageError
+from harness.workers import Settings
 
 
 def test_stages_wait_for_what_they_read(carry_out):
@@ -26,6 +28,16 @@ def test_stages_of_one_job_share_a_workers_memory(carry_out):
     stages = [stage(n, run="remember", job="one", key=k) for n, k in [("a", "x"), ("b", "x"), ("c", "y")]]
     carry_out(stages, count=2)
     assert [(carry_out.root / f"{n}.txt").read_text() for n in "abc"] == ["1", "1", "2"]
+
+
+def test_on_a_gpu_a_stage_finds_nothing_of_another_kind(tmp_path):
+    memory, settings = {}, Settings(tmp_path / "run", "cuda", 1)
+    (tmp_path / "run").mkdir()
+    job = [stage(n, run="remember", key="x") for n in "abc"]
+    job[2] = dataclasses.replace(job[2], kind="another")
+    assert workers.work(job, dict.fromkeys("abc", "digest"), settings, memory, lambda _: None)
+    assert [(tmp_path / "run" / f"{n}.txt").read_text() for n in "abc"] == ["1", "1", "1"]
+    assert memory["made"] == [1]  # b found a's; c made its own
 
 
 def test_interrupted_job_repeats_only_its_unfinished_stages(carry_out, tmp_path):
