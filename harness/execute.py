@@ -208,6 +208,7 @@ class Execution:
             caching.delete(cache)
             if cache.stage in self._keeper.needed(self._done):  # what still reads it waits until it is made again
                 self._done.discard(cache.stage)
+                self._changed = True
         lacking = self._keeper.lacks(todo)
         if lacking is not None:
             raise DiskFull(lacking)

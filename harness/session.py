@@ -201,7 +201,7 @@ class Session:
         if not left:
             return None
         smaller = Blueprint(*self._given(), left, self._data_root, failed=_told(failures))
-        stages = smaller.stages()
+        stages = smaller.vision.settled(self.root, smaller.stages(), self._bound)
         last = [stage for stage in stages if stage.kind in _LAST]
         before = {each.id for stage in last for each in plan.upstream(stage, stages)} - {stage.id for stage in last}
         if before & lost:
