@@ -17,7 +17,7 @@ from harness.execute import StageError
 from harness.executors import check_name
 from harness.executors.local import Local
 from harness.executors.on_ray import OnRay
-from harness.resources import Machine, Resources, machine, of_kind
+from harness.resources import DEFAULTS, Machine, Resources, machine, of_kind
 from harness.workers import Settings
 
 #: A cluster of one machine takes seconds to start.
@@ -152,6 +152,13 @@ def test_preset_says_what_a_kind_of_stage_takes():
     assert of_kind("student", 4, {}) == Resources(cpus=4, gpus=1, memory_gb=1.7)
     assert of_kind("student", 4, {"student": Resources(memory_gb=48)}) == Resources(cpus=4, gpus=1, memory_gb=48)
     assert of_kind("report", 1, {}).gpus == 0
+
+
+def test_every_kind_of_stage_takes_something():
+    from harness import blueprint
+    from harness.stages import vision
+
+    assert {*blueprint._SECONDS, vision.KIND} == set(DEFAULTS)
 
 
 def test_this_machine_has_something():
