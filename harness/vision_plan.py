@@ -18,6 +18,7 @@ from harness.base import read_json
 from harness.config import Preset, Train
 from harness.plan import Stage, upstream
 from harness.real import Assemble
+from harness.resources import of_kind
 from harness.sources import Sources
 from harness.stages import corpus, data, encode, vision
 from students.options import DistilOptions
@@ -192,6 +193,7 @@ class VisionPlan:
             id=f"vision/{name}", kind=vision.KIND, run=f"harness.stages.vision:{function}", version=vision.STAGE_VERSION,
             config=config, targets=(target,), reads=reads, given=given, places=places, cache=True, plans=vision.PLANS,
             job=f"vision/{name}", cost=self.preset.seconds.get(vision.KIND, SECONDS),
+            resources=of_kind(vision.KIND, self.preset.threads, self.preset.resources),
         )  # fmt: skip
 
     # ---- whether they are worth it -----------------------------------------------------------------------------------------

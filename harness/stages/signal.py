@@ -105,7 +105,8 @@ def count(context: Context) -> None:
     _begin(context)
     config = context.config
     rows = open_corpus(context)
-    tokens = streams.count(context.place("teacher"), rows, config.get("template"), config.get("limit"))
+    read = (config.get("template"), config.get("limit"), dtype_of(context.stage))
+    tokens = streams.count(context.place("teacher"), rows, *read)
     margin = 1.0 if len(rows) <= streams.COUNTED else _MARGIN
     write_json(context.out(context.stage.targets[0]), {"tokens": int(margin * tokens), "rows": len(rows)})
 

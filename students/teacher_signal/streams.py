@@ -110,12 +110,14 @@ def cache(
     return kept
 
 
-def count(teacher: Path, corpus: Corpus, template: str | None = None, limit: int | None = None) -> int:
+def count(
+    teacher: Path, corpus: Corpus, template: str | None = None, limit: int | None = None, dtype: Kind = "float32"
+) -> int:
     """Count the supervised tokens of a corpus as the teacher reads it; about, where it has more rows than COUNTED.
 
     The arguments are those of :func:`cache`.
     """
-    return _Reader(corpus, _opened(teacher, "cpu", torch.float32, template), limit).tokens()
+    return _Reader(corpus, _opened(teacher, "cpu", getattr(torch, dtype), template), limit).tokens()
 
 
 def _opened(teacher: Path, device: str, dtype: torch.dtype, template: str | None) -> Any:

@@ -54,8 +54,11 @@ def test_each_has_a_teacher_a_control_and_the_undistilled_student(name):
     assert "base" not in preset.models.names or isinstance(preset.models.base, str), "an assembled model knows nothing"
     assert not preset.evaluation.diagnostics, "they keep [tokens, vocabulary] numbers per question in memory"
     assert preset.requires.gpu
-    for kind in ("student", "evaluate"):
+    for kind in ("student", "evaluate", "signal", "kept", "vision"):
         assert of_kind(kind, preset.threads, preset.resources).gpus == 1, "each has a GPU for itself"
+    in_memory = preset.declared["teacher"].gib * 1.073741824
+    for kind in ("student", "evaluate", "signal", "kept", "count"):
+        assert of_kind(kind, preset.threads, preset.resources).memory_gb > in_memory, "its weights pass through main memory"
 
 
 @pytest.mark.parametrize("name", TABLES)

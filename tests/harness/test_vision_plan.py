@@ -52,6 +52,13 @@ def test_the_teacher_students_and_questions_share_what_is_computed_once(preset, 
     assert set(decisions(made)) == {"images of the training data", "images of the questions"}
 
 
+def test_the_tower_runs_where_models_run(preset, tmp_path):
+    """On a GPU, and with the preset's threads: what a stage does not ask for is hidden from it."""
+    _, stages = planned(preset, tmp_path)
+    seen, taught = ([s.resources for s in stages if s.kind == kind] for kind in (vision.KIND, "signal"))
+    assert seen and all(each.gpus == 1 and each.cpus == preset.threads for each in (*seen, *taught))
+
+
 def test_no_digest_knows_of_it(preset, tmp_path):
     """What a stage is made from is the same with and without: a run of before goes on, and the disk decides nothing."""
     _, whole = planned(preset, tmp_path)
