@@ -93,6 +93,8 @@ class Manifest(_Open):
     command: str | list[str] | None = None
     left_out: list[str] = []
     failed: list[str] = []
+    signal: list[str] = []
+    vision: list[str] = []
 
 
 def family(student: str) -> tuple[str, ...]:
@@ -164,6 +166,13 @@ class Run:
         files = [self.folder / "replies" / student / "seed0" / f"{p.name}.words.json" for p in self.protocols]
         counts = [read_json(path) for path in files if path.is_file()]
         return sum(int(c["tokens_unknown"]) for c in counts), sum(int(c["tokens"]) for c in counts)
+
+    @functools.cached_property
+    def asked(self) -> list[dict[str, Any]]:
+        """How each model's replies to each protocol were made, as its evaluation recorded it; {} of one that did not."""
+        places = [(s, k, p) for s in self.students for k in sorted({0, *self.manifest.seeds}) for p in self.protocols]
+        paths = [self.folder / "replies" / s / f"seed{k}" / f"{p.name}.words.json" for s, k, p in places]
+        return [dict(read_json(path).get("how") or {}) for path in paths if path.is_file()]
 
     @functools.cached_property
     def students(self) -> list[str]:

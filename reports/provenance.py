@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reports.frames import Run
 from reports.sentences import Conclusion
@@ -75,12 +77,35 @@ def told(run: Run, resamples: int, several: bool = False) -> list[tuple[str, str
         ("Changed by hand", ", ".join(f"{k} {v}" for k, v in m.overrides.items()) or "nothing"),
         ("Software", ", ".join(f"{k} {v}" for k, v in m.versions.items()) or _UNKNOWN),
         ("Hardware", ", ".join(f"{k} {v}" for k, v in m.hardware.items()) or _UNKNOWN),
+        ("Evaluations", _evaluations(run)),
+        *((("Teacher's signal", "; ".join(m.signal)),) if m.signal else ()),
+        *((("Vision tower", "; ".join(m.vision)),) if m.vision else ()),
         ("Threads per student", _UNKNOWN if m.threads is None else str(m.threads)),
         ("Seeds", ", ".join(str(s) for s in m.seeds) or "none, nothing was trained"),
         ("Resamples", f"{resamples:,}"),
         ("Made by", made_by(run)),
     ]
     return [(f"{label}, {run.name}" if several else label, value) for label, value in lines]
+
+
+def _evaluations(run: Run) -> str:
+    """How replies were made: batch size, attention kernel, arithmetic and padding, with the number of evaluations."""
+    counts = Counter(_way(how) if how else _UNKNOWN for how in run.asked)
+    said = "; ".join(f"{n} with {way}" if way != _UNKNOWN else f"{n} {way}" for way, n in counts.most_common())
+    again = sum((how.get("replies") or {}).get("made_again_alone", 0) for how in run.asked)
+    return (said or _UNKNOWN) + (f"; {again:,} replies near a tie were made again alone" if again else "")
+
+
+def _way(how: Mapping[str, Any]) -> str:
+    replies, gold = how.get("replies"), how.get("gold") or {}
+    padded = [] if replies is None or replies["padding"] == "none" else [f"replies padded on the {replies['padding']}"]
+    if gold.get("padding", "none") != "none":
+        padded.append(f"gold replies padded on the {gold['padding']}")
+    if replies is None:  # an attempt that was stopped made some of them
+        padded.append("padding of the replies not recorded")
+    return f"batches of at most {how['batch_size']}, attention {how['attention']}, {how['dtype']} on {how['device']}, " + (
+        " and ".join(padded) or "no padding"
+    )
 
 
 def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -72,7 +72,11 @@ def notes(estimates: Estimates) -> list[str]:
     absent = [s for s in estimates.run.manifest.students if s not in found.students]
     out += [f"Without a snapshot, and not drawn: {', '.join(absent)}."] if absent else []
     alone = [name for name, s in found.students.items() if ("teacher", "early") not in s.density]
-    out += [f"Trained without a teacher at hand, so that none is drawn: {', '.join(alone)}."] if alone else []
+    if alone:
+        out.append(
+            "No teacher is drawn where none was at hand, or only its likeliest tokens were kept, which have no logits:"
+            f" {', '.join(alone)}."
+        )
     return out + _facts.unroomy(["+".join(members) for members in _families(estimates, found)[MOST:]])
 
 

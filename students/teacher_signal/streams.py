@@ -110,9 +110,7 @@ def cache(
     return kept
 
 
-def count(
-    teacher: Path, corpus: Corpus, template: str | None = None, limit: int | None = None, dtype: Kind = "float32"
-) -> int:
+def count(teacher: Path, corpus: Corpus, template: str | None = None, limit: int | None = None, dtype: Kind = "float32") -> int:
     """Count the supervised tokens of a corpus as the teacher reads it; about, where it has more rows than COUNTED.
 
     The arguments are those of :func:`cache`.

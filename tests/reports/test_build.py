@@ -12,7 +12,7 @@ import pytest
 import simulate
 
 from harness.base import UserError, read_json, write_json
-from reports import figures, frames
+from reports import figures, frames, provenance
 from reports.build import build
 from reports.conclusions import conclusions
 from reports.figures import style
@@ -66,6 +66,30 @@ def test_provenance_names_run_digest_commit_and_protocols(report, whole_run):
         assert "0" * 40 in text
         assert "python -m harness.report --run" in text.replace("-{}-", "--")
         assert "gqa@miniature version 1" in text
+
+
+def test_provenance_says_how_evaluations_were_made(small_copy):
+    manifest = read_json(small_copy / "manifest.json")
+    signal = (
+        "teacher signal: topk, k = 64, float16, 1 GB at most, because it fits; measured against exact: |d log p| at most 0.008"
+    )
+    write_json(small_copy / "manifest.json", {**manifest, "signal": [signal], "vision": ["images: once per image, because"]})
+    how = {"batch_size": 128, "attention": "sdpa", "device": "cpu", "dtype": "float32", "gold": {"padding": "none"}}
+    ways = [{"padding": "none", "made_again_alone": 0}, {"padding": "left", "made_again_alone": 2}, None]
+    names = list(manifest["protocols"])
+    for number, name in enumerate(names[:4]):
+        replies = {"how": {**how, "replies": ways[number]}} if number < 3 else {}  # as of a run from before
+        path = small_copy / "replies" / "ce" / "seed0" / f"{name}.words.json"
+        write_json(path, {"tokens": 9, "tokens_unknown": 0, **replies})
+    run = frames.load(small_copy)
+    said = dict(provenance.told(run, 100))
+    usual = "batches of at most 128, attention sdpa, float32 on cpu"
+    assert said["Evaluations"] == (
+        f"1 with {usual}, no padding; 1 with {usual}, replies padded on the left; "
+        f"1 with {usual}, padding of the replies not recorded; 1 not recorded; 2 replies near a tie were made again alone"
+    )
+    assert said["Teacher's signal"] == signal
+    assert said["Vision tower"].startswith("images: once")
 
 
 def test_every_table_and_figure_names_run_manifest_commit_and_protocol_versions(report, whole_run):

@@ -91,10 +91,26 @@ def test_a_student_that_met_no_teacher_is_drawn_alone(small_copy):
     estimates = estimates_of(small_copy)
     draw("logit-distributions", estimates)
     said = next(d for d in figures.drawings() if d.name == "logit-distributions").notes(estimates)
-    assert any(note.startswith("Trained without a teacher at hand, so that none is drawn: ce") for note in said)
+    assert any(note.startswith("No teacher is drawn") and note.endswith("no logits: ce.") for note in said)
     np.savez(path, **{name: values for name, values in table.items() if name != "teacher_late"})
     with pytest.raises(UserError, match="lacks teacher_late"):
         draw("logit-distributions", estimates_of(small_copy))
+
+
+def test_students_of_bins_are_drawn_without_their_teacher(small_copy):
+    """A teacher whose likeliest tokens alone were kept has no logits to count, for any student."""
+    for path in small_copy.glob("students/*/seed*/snapshots.npz"):
+        with np.load(path) as file:
+            table = {name: file[name] for name in file.files if not name.startswith("teacher_")}
+        np.savez(path, **table)
+    estimates = estimates_of(small_copy)
+    draw("logit-distributions", estimates)
+    (said,) = [note for note in notes_of("logit-distributions", estimates) if note.startswith("No teacher is drawn")]
+    assert all(student in said for student in estimates.run.manifest.students)
+
+
+def notes_of(name, estimates):
+    return next(d for d in figures.drawings() if d.name == name).notes(estimates)
 
 
 # ---- reliability -----------------------------------------------------------------------------------------------------------
