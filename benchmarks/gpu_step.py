@@ -7,8 +7,8 @@ The steps are those of the package (students/training.py), on made-up rows of 2,
 Per recipe and kind of teacher: median seconds of a step, tokens a second, peak memory, and the share of the measured
 matrix-product rate that the step's floating-point operations make (MFU). Recomputed activations count for nothing in it.
 
-``live``: the teacher runs beside the student. ``cached``: its logits of the supervised tokens lie in a memory-mapped file,
-from which each step copies its own to the device. The file is filled by the live teacher's pass over the same rows.
+``live``: the teacher runs beside the student. ``cached``: its signal of the same rows, made before the first step and kept
+exactly (students/teacher_signal), lies in memory-mapped files, from which each step copies its own to the device.
 """
 
 from __future__ import annotations
@@ -19,66 +19,29 @@ import statistics
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from harness.base import write_json, write_text
 from harness.config import load_preset
 from harness.probe import MadeUp
 from real_size import ANSWERS, STUDENT, TEACHER, TINY_STUDENT, TINY_TEACHER, Random, Size, flops, mean_answer
-from students import inputs, learning, models
-from students.feed import Part
+from students import learning, models
 from students.inputs import StreamInputs
 from students.options import DistilOptions
 from students.recipe import Variant, parse
-from students.training import Training
-from students.voice import Said, Voice, entropy_of
-from students.voice_live import StreamVoice
+from students.teacher_signal import keys, streams
+from students.teacher_signal.stream_reading import StreamSignal
+from students.training import Device, Training
 
 RECIPES = ("ce", "ce+fkl@fixed", "ce+fkl@task", "ce+fkl@instance")
 #: Sides of the square matrices whose product is timed.
 MATRIX = {"cuda": 8192, "cpu": 512}
-
-
-class Kept(Voice):
-    """A teacher whose logits of a stream's supervised tokens lie in a file, float32 [tokens, V], by row.
-
-    Args:
-        file: the file.
-        offsets: where each row's tokens begin.
-        names: the vocabulary.
-        width: of the teacher's states.
-        device: where answers go.
-    """
-
-    def __init__(
-        self, file: Path, offsets: NDArray[np.int64], names: tuple[str, ...], width: int, device: torch.device
-    ) -> None:
-        self.logits = np.load(file, mmap_mode="r")
-        self.offsets, self.device = offsets, device
-        self.vocabulary, self.vocabulary_size, self.width = names, len(names), width
-
-    def hear(
-        self,
-        part: Part,
-        batch: Any,
-        student: Mapping[str, torch.Tensor],  # noqa: ARG002 - the base class's signature
-        record: bool,  # noqa: ARG002
-        states: bool,
-    ) -> Said:
-        """Look rows up."""
-        if states:
-            raise ValueError("no recipe here reads the teacher's states")
-        found = [self.logits[self.offsets[k] : self.offsets[k + 1]] for k in part.batch.indices]
-        logits = torch.from_numpy(np.concatenate(found)).to(self.device, non_blocking=True)
-        entropy = entropy_of(logits, batch.sample, len(batch.indices))
-        return Said(logits, entropy, torch.zeros_like(entropy, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -98,7 +61,7 @@ class Workload:
     options: DistilOptions
     steps: int
     cold: int
-    device: str
+    device: Device
 
     @property
     def rows(self) -> int:
@@ -106,7 +69,7 @@ class Workload:
         return self.options.rows * (self.steps + self.cold + 2)
 
 
-def workload(tiny: bool, device: str, steps: int, rows: int, micro_rows: int) -> Workload:
+def workload(tiny: bool, device: Device, steps: int, rows: int, micro_rows: int) -> Workload:
     """Return the options of the paper's second stage (presets/_paper-stages.yaml) on steps of ``rows`` rows."""
     options = load_preset("paper-table4").stages[-1].training
     changed: dict[str, Any] = {
@@ -144,50 +107,41 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@contextlib.contextmanager
-def made_here(adapters: Mapping[str, Random], kept: Voice | None) -> Iterator[None]:
-    """Let the package find random models where it would load checkpoints, and a cached teacher where one is ``kept``.
+def teacher_of(work: Workload) -> Random:
+    """Return a teacher of random weights, frozen."""
+    teacher = Random(work.teacher, work.length, work.device, getattr(torch, work.options.teacher_dtype))
+    teacher.model.requires_grad_(False)
+    return teacher
 
-    Digests of frozen weights, which are no part of a step, are not taken.
+
+@contextlib.contextmanager
+def made_here(adapters: Mapping[str, Random]) -> Iterator[None]:
+    """Let the package find random models where it would load checkpoints.
+
+    Digests of weights, which are no part of a step, are not taken.
     """
-    opened = inputs.opened
 
     def load(folder: Path, *_: object) -> Random:
         return adapters[folder.name]
 
-    def open_kept(given: Any, recipe: Any, *rest: Any) -> tuple[Any, Voice | None]:
-        if kept is None or not recipe.energies:
-            return opened(given, recipe, *rest)
-        feed, _ = opened(replace(given, teacher=None), parse("ce"), *rest)
-        return feed, kept
-
     with (
         mock.patch.object(models, "load", load),
-        mock.patch.object(inputs, "opened", open_kept),
+        mock.patch.object(keys, "teacher_key", lambda _: {"teacher": "random weights"}),
         mock.patch.object(learning.Learning, "_digests", lambda _: {}),
         mock.patch.object(learning.Learning, "_digests_of_teacher", lambda _: {}),
     ):
         yield
 
 
-def keep(work: Workload, teacher: Random, corpus: MadeUp, folder: Path) -> tuple[Path, NDArray[np.int64]]:
-    """Ask the teacher about every row once, and write what it says about supervised tokens."""
-    rows = [teacher.row(corpus[k], [], None) for k in range(len(corpus))]
-    offsets = np.concatenate([[0], np.cumsum([row.supervised.sum() for row in rows])]).astype(np.int64)
-    path = folder / "logits.npy"
-    shape = (int(offsets[-1]), teacher.size.vocabulary)
-    said = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    dtype = next(teacher.model.parameters()).dtype
-    voice = StreamVoice(teacher, torch.device(work.device), dtype)
-    for start in range(0, len(rows), work.options.micro_rows or work.options.rows):
-        numbers = list(range(start, min(len(rows), start + (work.options.micro_rows or work.options.rows))))
-        batch = teacher.collate([rows[k] for k in numbers], numbers)
-        hearing = mock.Mock(batch=batch, tokens=None)
-        part = mock.Mock(hearing=hearing)
-        found = voice.hear(part, batch.to(work.device), {}, False, False)
-        said[offsets[numbers[0]] : offsets[numbers[-1] + 1]] = found.logits.cpu().numpy()
-    said.flush()
-    return path, offsets
+def keep(work: Workload, teacher: Random, corpus: MadeUp, folder: Path) -> StreamSignal:
+    """Ask the teacher about every row once, and open what it said, kept exactly."""
+    place, options = Path("teacher"), work.options
+    with made_here({place.name: teacher}):
+        streams.cache(
+            place, corpus, folder, lambda *_: None,
+            rows=options.micro_rows or options.rows, device=work.device, dtype=options.teacher_dtype,
+        )  # fmt: skip
+        return StreamSignal.load(folder, keys.stream_key(place, corpus, dtype=options.teacher_dtype))
 
 
 @dataclass(frozen=True)
@@ -216,20 +170,19 @@ class Measured:
     supervised: float
 
 
-def measure(work: Workload, recipe: str, kind: str, corpus: MadeUp, kept: Voice | None, rate: float) -> Measured:
+def measure(work: Workload, recipe: str, kind: str, corpus: MadeUp, signal: StreamSignal | None, rate: float) -> Measured:
     """Train for some steps and time them; the models are made anew, so that every recipe starts from the same weights."""
     parsed = parse(recipe)
     torch.manual_seed(0)
     adapters = {"base": Random(work.student, work.length, work.device, torch.float32)}
     if kind == "live":
-        dtype = torch.bfloat16 if work.options.teacher_dtype == "bfloat16" else torch.float32
-        adapters["teacher"] = Random(work.teacher, work.length, work.device, dtype)
-        adapters["teacher"].model.requires_grad_(False)
+        adapters["teacher"] = teacher_of(work)
     if work.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    given = StreamInputs(Path("base"), corpus, Path("teacher") if kind == "live" else None)
-    with tempfile.TemporaryDirectory() as name, made_here(adapters, kept):
-        training = Training(parsed, work.options, given, 0, Path(name), work.device, Variant())  # type: ignore[arg-type]
+    options = work.options.model_copy(update={"live_teacher": kind == "live"})
+    given = StreamInputs(Path("base"), corpus, Path("teacher") if kind == "live" else None, signal=signal)
+    with tempfile.TemporaryDirectory() as name, made_here(adapters):
+        training = Training(parsed, options, given, 0, Path(name), work.device, Variant())
         with contextlib.closing(training):
             training.recorder.begin()
             training.join()
@@ -266,18 +219,14 @@ def run(work: Workload, recipes: Sequence[str], kinds: Collection[str]) -> dict[
     rate = matrix_rate(work.device, dtype)
     made: list[Measured] = []
     with tempfile.TemporaryDirectory() as name:
-        kept: Voice | None = None
+        signal: StreamSignal | None = None
         if "cached" in kinds:
-            weights = torch.bfloat16 if work.options.teacher_dtype == "bfloat16" else torch.float32
             torch.manual_seed(0)
-            teacher = Random(work.teacher, work.length, work.device, weights)
-            file, offsets = keep(work, teacher, corpus, Path(name))
-            kept = Kept(file, offsets, teacher.tokens(), teacher.hidden_size, torch.device(work.device))
-            del teacher
+            signal = keep(work, teacher_of(work), corpus, Path(name))
         for recipe in recipes:
             taught = [kind for kind in ("live", "cached") if kind in kinds] if parse(recipe).energies else ["none"]
             for kind in taught:
-                made.append(measure(work, recipe, kind, corpus, kept if kind == "cached" else None, rate))
+                made.append(measure(work, recipe, kind, corpus, signal if kind == "cached" else None, rate))
                 if work.device == "cuda":
                     torch.cuda.empty_cache()
     name = torch.cuda.get_device_name() if work.device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"

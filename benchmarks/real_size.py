@@ -104,7 +104,12 @@ class Random(MobileVlmAdapter):
         """Return names for the vocabulary."""
         return tuple(f"token {number}" for number in range(self.size.vocabulary))
 
-    def row(self, conversation: Conversation, pictures: Sequence[NDArray[np.uint8]], limit: int | None = None) -> Row:  # noqa: ARG002
+    def row(
+        self,
+        conversation: Conversation,
+        pictures: Sequence[NDArray[np.uint8] | torch.Tensor],  # noqa: ARG002 - the base class's signature
+        limit: int | None = None,  # noqa: ARG002
+    ) -> Row:
         """Return a row of random tokens, the same for every model, with an answer of one of the lengths in the table."""
         number = int(conversation.id.rpartition(" ")[2])
         random = np.random.default_rng(number)

@@ -19,6 +19,7 @@ from students.data.pack import Batch
 from students.inputs import StreamInputs
 from students.recipe import Variant, parse
 from students.training import Training
+from students.voice import CachedStreamVoice
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def trained(work, tmp_path):
     torch.manual_seed(0)
     adapters = {name: Random(size, work.length, "cpu", torch.float32) for name, size in _sizes(work).items()}
     adapters["teacher"].model.requires_grad_(False)
-    with gpu_step.made_here(adapters, None):
+    with gpu_step.made_here(adapters):
         given = StreamInputs(Path("base"), corpus, Path("teacher"))
         training = Training(parse("ce+fkl@fixed"), work.options, given, 0, tmp_path, "cpu", Variant())
         with contextlib.closing(training):
@@ -61,8 +62,8 @@ def test_flops_are_those_that_torch_counts(work, trained):
 
 def test_cached_logits_are_the_live_teachers(work, trained, tmp_path):
     training, adapters, corpus = trained
-    file, offsets = gpu_step.keep(work, adapters["teacher"], corpus, tmp_path)
-    kept = gpu_step.Kept(file, offsets, adapters["teacher"].tokens(), 64, torch.device("cpu"))
+    signal = gpu_step.keep(work, adapters["teacher"], corpus, tmp_path / "signal")
+    kept = CachedStreamVoice(signal, corpus, torch.device("cpu"))
     part = training.feed.part([[5]])
     assert isinstance(part.batch, Batch)
     live = training.voice.hear(part, part.batch, {}, False, False)
