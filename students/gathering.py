@@ -90,6 +90,7 @@ def logits(ranks: Ranks, kept: Mapping[str, Tensor], tokens: Sequence[int], limi
     Args:
         ranks: all of them.
         kept: this rank's [N, V] by owner; or flat values that were thinned out already, of logits that were made in chunks.
+            One rank may have the first and another the second: their tokens are not equally many.
         tokens: how many of the N each micro-batch has.
         limit: most values that are kept of all ranks together; a regular stride thins out more.
 
@@ -99,17 +100,19 @@ def logits(ranks: Ranks, kept: Mapping[str, Tensor], tokens: Sequence[int], limi
     if ranks.world == 1:
         return dict(kept)
     found = {}
-    for owner, values in sorted(kept.items()):
-        if values.ndim == 1:
-            joined = torch.cat(ranks.gather(values.detach().float().cpu()))
+    flat = ranks.any([kept[owner].ndim == 1 for owner in sorted(kept)])
+    for (owner, values), thin in zip(sorted(kept.items()), flat, strict=True):
+        if thin:
+            mine = values.detach().reshape(-1)[:: -(-values.numel() // limit) or 1]
+            joined = torch.cat(ranks.gather(mine.float().cpu()))
             found[owner] = joined[:: -(-len(joined) // limit)]
             continue
         pieces = [piece.detach().float().reshape(-1) for piece in values.split(list(tokens))]
         sizes = ranks.gather([piece.numel() for piece in pieces])
         starts = list(itertools.accumulate(_turns(sizes), initial=0))
         stride = -(-starts[-1] // limit)
-        mine = [piece[-starts[k * ranks.world + ranks.rank] % stride :: stride].cpu() for k, piece in enumerate(pieces)]
-        found[owner] = torch.cat(list(_turns(ranks.gather(mine))))
+        own = [piece[-starts[k * ranks.world + ranks.rank] % stride :: stride].cpu() for k, piece in enumerate(pieces)]
+        found[owner] = torch.cat(list(_turns(ranks.gather(own))))
     return found
 
 

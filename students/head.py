@@ -169,5 +169,7 @@ def shown(parts: Sequence[Passed], kept: Mapping[str, Tensor]) -> dict[str, Tens
     found = {}
     for owner, logits in kept.items():
         left = [p.shown[owner] for p in parts if owner in p.shown]
-        found[owner] = torch.cat([logits.reshape(-1).to(left[0].dtype), *left]) if left else logits
+        if left:  # thinned out like them
+            logits = logits.reshape(-1)[:: -(-logits.numel() // SHOWN) or 1].to(left[0].dtype)
+        found[owner] = torch.cat([logits, *left]) if left else logits
     return found

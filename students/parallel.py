@@ -54,12 +54,15 @@ class Pass(nn.Module):
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
         self.model = adapter.model
+        self.device_type = next(adapter.model.parameters()).device.type
         # accelerate shards these one by one, where it shards
         self._no_split_modules = sorted({type(block).__name__ for block in adapter.language.layers})
 
     def forward(self, work: Callable[..., T], *given: Any) -> T:
         """Return ``work(*given)``, which runs the model."""
-        return work(*given)
+        # accelerate wraps all of this in autocast, and the work itself knows what of it belongs there
+        with torch.autocast(self.device_type, enabled=False):
+            return work(*given)
 
 
 class Parallel:

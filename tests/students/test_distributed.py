@@ -25,12 +25,18 @@ STREAM = DistilOptions(
     steps=12, rows=5, warmup=1, betas_every=3, flush_every=4, optimiser="adamw", lr=1e-3, max_length=400, overlong="replace"
 )
 FAST_TAID = Variant(energies={"taid": {"alpha": 0.1}})
+#: Features that a gate reads of logits, also where there are none at once.
+LOOKING = Variant(weighting={"features": ("student_prompt", "scalars")})
+CHUNK = 680
 
 
-def case(recipe, inputs="packed", micro=None, variant=None, **changes):
-    options = (STREAM if inputs == "stream" else PACKED).model_copy(update={"live_teacher": inputs == "live", **changes})
+def case(recipe, inputs="packed", micro=None, variant=None, limit=None, **changes):
+    options = (STREAM if inputs in ("stream", "untied") else PACKED).model_copy(
+        update={"live_teacher": inputs == "live", **changes}
+    )
     one, two = (options.model_copy(update={"micro_rows": rows}) for rows in ((2 * micro, micro) if micro else (None, None)))
-    return Case(f"{inputs} {recipe} {micro or 'whole'}", recipe, inputs, two, one, variant)
+    name = f"{inputs} {recipe} {micro or 'whole'}" + (f" chunks of {limit}" if limit else "")
+    return Case(name, recipe, inputs, two, one, variant, limit=limit)
 
 
 FAST = [
@@ -39,6 +45,9 @@ FAST = [
     case("ce+fkl@gradnorm", micro=2),
     case("ce+fkl@released_instance", "live", micro=1),
     case("ce+fd+fkl@instance", "stream", rows=6, micro=1),
+    # the head in chunks on two processes, at once on one: a tied head, then one of its own
+    case("ce+fkl@instance", limit=CHUNK, variant=LOOKING),
+    case("ce+taid@famo", "untied", rows=6, micro=2, limit=3000, variant=FAST_TAID),
 ]
 SLOW = [
     case("ce"),
@@ -54,11 +63,19 @@ SLOW = [
     case("ce", "stream", rows=8, micro=1, grouping="modality_length"),
     case("ce+fkl@task", micro=1, gradient_checkpointing=True),
     case("ce+fkl@task", micro=1, optimiser="muon", lr=3e-3),
+    case("ce+taid@famo", micro=1, limit=CHUNK, variant=FAST_TAID),
+    case("ce+fkl@instance", "untied", rows=6, limit=3000, variant=LOOKING),
+    case("ce+fkl@gradnorm", "live", micro=2, limit=CHUNK),
+    case("ce+ctkd+fd@instance", "stream", rows=6, micro=1, limit=3000, gradient_checkpointing=True),
     case("ce+fkl@task", "stream", rows=6, lora=Lora(rank=2, alpha=4, dropout=0.0, targets=("q_proj",))),
 ]
 #: What is killed at step 7 and resumed after step 6, and the same in one go.
 KILLED = case("ce+taid@famo", "stream", rows=4, micro=1, save_every=3, flush_every=3, steps=12, variant=FAST_TAID,
               lora=Lora(rank=2, alpha=4, dropout=0.2, targets=("q_proj", "v_proj")))  # fmt: skip
+
+#: Autocast, with rows of one shape in both: losses and the teacher's weights are in float32, whoever runs the model.
+HALF = Case("half", "ce+fd+fkl@task", "live", *[PACKED.model_copy(update={"live_teacher": True, "micro_rows": 3,
+            "precision": "bf16", "betas_every": 1})] * 2)  # fmt: skip
 
 #: What two processes begin, and one finishes.
 ALONE = case("ce+taid@famo", micro=1, save_every=3, flush_every=3, variant=FAST_TAID)
@@ -68,9 +85,12 @@ ALONE = case("ce+taid@famo", micro=1, save_every=3, flush_every=3, variant=FAST_
 def given(folders, data, encoded, signal, tmp_path_factory):
     where = tmp_path_factory.mktemp("stream")
     corpus = indexed(where / "corpus", rows=14, seed=3, text_only=0.3)
-    student, teacher = (twin("llava_qwen", where / size, size, k) for k, size in enumerate(("student", "teacher")))
     packed = Inputs(folders / "base", data, encoded, signal, folders / "teacher")
-    return {"packed": packed, "live": packed, "stream": StreamInputs(student, corpus, teacher)}
+    streams = {}
+    for name, family in (("stream", "llava_qwen"), ("untied", "llava")):
+        student, teacher = (twin(family, where / name / size, size, k) for k, size in enumerate(("student", "teacher")))
+        streams[name] = StreamInputs(student, corpus, teacher)
+    return {"packed": packed, "live": packed, **streams}
 
 
 def _all(ranks, cases, given, out):
@@ -115,6 +135,7 @@ def _mixed(ranks, given, out):
     together.train(KILLED, given["stream"], out / "killed")
     together.train(KILLED, given["stream"], out / "unbroken")
     _unplugged(given, out / "alone")
+    together.train(HALF, given["live"], out / "half")
     return errors
 
 
@@ -181,6 +202,13 @@ def test_two_processes_do_what_one_does(shared, given, tmp_path, number):
     each = FAST[number]
     together.train(each, given[each.inputs], tmp_path / "alone", each.alone)
     together.same(tmp_path / "alone", shared[0] / str(number))
+
+
+def test_half_precision_is_that_of_one_process(shared, given, tmp_path):
+    together.train(HALF, given["live"], tmp_path)
+    one, other = (together.lines(out)[0] for out in (tmp_path, shared[0] / "half"))
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert other["teacher_entropy"] == pytest.approx(one["teacher_entropy"], rel=1e-6)
 
 
 def test_a_killed_process_ends_the_other_at_once(died):

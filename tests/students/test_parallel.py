@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from energy_toys import BUILDS, random_labels, random_pair, tokens
 from harness.base import UserError
 from students import distributed, energies, gathering
 from students.distributed import Ranks
-from students.parallel import shares
+from students.parallel import Pass, shares
 
 
 @pytest.mark.parametrize(("rows", "world"), [(7, 2), (8, 3), (5, 5), (24, 8), (1, 1)])
@@ -21,6 +22,14 @@ def test_shares_are_contiguous_and_nearly_equal(rows, world):
     sizes = [len(share) for share in found]
     assert max(sizes) - min(sizes) <= 1
     assert len(found) == world
+
+
+def test_what_runs_in_an_engine_chooses_its_own_precision():
+    """accelerate wraps a model's whole pass in autocast; losses and a teacher inside it are not to be in bfloat16."""
+    model = torch.nn.Linear(2, 2)
+    adapter = SimpleNamespace(model=model, language=SimpleNamespace(layers=[model]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert Pass(adapter)(model, torch.ones(2)).dtype is torch.float32
 
 
 def test_samples_are_in_the_order_of_the_rows():

@@ -29,13 +29,18 @@ class Case:
     alone: DistilOptions
     variant: Variant | None = None
     more: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
 
 
 def train(case, inputs, out, options=None, progress=lambda *_: None):
-    from students import distil
+    """Train a case; its ``limit`` is the most logits at once, and options of one process are tried without."""
+    from students import distil, stored
     from students.recipe import parse
 
-    distil.distil(parse(case.recipe), options or case.options, inputs, 0, out, progress, variant=case.variant)
+    with pytest.MonkeyPatch.context() as patch:
+        if case.limit is not None and options is None:
+            patch.setattr(stored, "LIMIT", case.limit)
+        distil.distil(parse(case.recipe), options or case.options, inputs, 0, out, progress, variant=case.variant)
 
 
 def _child(rank, world, port, work, given, answers):
