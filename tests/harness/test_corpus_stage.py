@@ -68,9 +68,10 @@ def test_a_llava_file_becomes_a_corpus(root, tmp_path):
     progress = found.memory["progress"]
     assert progress == sorted(progress)
     assert progress[-1] == (1000, 1000)
-    entry = store.read_entry(root, "corpus/c")
+    before = {name: file.sha256 for name, file in store.read_entry(root, "corpus/c").outputs.items()}
     carry_out(context(root, found.config["source"], found.stage.places))
-    assert store.read_entry(root, "corpus/c").outputs == entry.outputs, "the same data give the same files"
+    after = {name: file.sha256 for name, file in store.read_entry(root, "corpus/c").outputs.items()}
+    assert after == before, "the same data give the same files"
 
 
 def test_unreadable_images_stop_the_stage_unless_they_are_allowed(root, tmp_path):
