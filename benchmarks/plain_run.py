@@ -3,8 +3,12 @@
 Nothing is shared and nothing is cached: every student has its own teacher beside it, which looks at every row with its own
 vision tower; all positions go through both heads; the losses are computed at every position and masked; replies come from
 ``generate`` one question at a time, and so do the log-probabilities of the gold answers. From the project come the data, which
-rows a step takes and how they are packed (``students/data/pack.py``), the questions and the scoring, so that both sides train
-on the same rows in the same order from the same start and answer the same questions.
+samples a step takes (``students/data/pack.py``), the questions and the scoring, so that both sides train on the same samples
+in the same order from the same start and answer the same questions.
+
+A row is one question with its own image, padded on the right to the longest of the batch, as transformers' trainers and the
+public tools do it (``"rows": "single"`` in the job); or the questions about one image share its tokens, as the project packs
+them (``"rows": "packed"``), which is no common practice: the losses are the same.
 
 ``python benchmarks/plain_run.py JOB.json`` is what benchmarks/whole_run.py starts.
 """
@@ -14,9 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ import tasks
 from harness import base
 from harness.config import Preset, load_preset, load_recipe, load_variant, model_path
 from harness.stages import data
+from plain_answers import Clock, Examiner, load
 from students.data import pack
 from students.data.samples import TrainingSet
 from students.options import DistilOptions
@@ -37,37 +40,8 @@ from students.recipe import Recipe
 
 ENERGIES = ("fkl", "cosine_probs")
 WEIGHTINGS = (None, "fixed", "beta_task", "beta_instance")
+ROWS = ("single", "packed")
 _SEEDS = 0
-
-
-@dataclass
-class Clock:
-    """Processor seconds by what they were spent on."""
-
-    seconds: dict[str, float]
-
-    @contextmanager
-    def on(self, what: str) -> Iterator[None]:
-        """Count the seconds of a block."""
-        started = time.process_time()
-        try:
-            yield
-        finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + time.process_time() - started
-
-
-def load(folder: Path) -> tuple[Any, Any]:
-    """Return model (float32) and processor of a checkpoint folder."""
-    import transformers
-
-    library: Any = transformers
-    library.utils.logging.disable_progress_bar()
-    model = library.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    processor.image_processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    vision = model.config.vision_config
-    processor.image_tokens_each = (vision.image_size // vision.patch_size) ** 2
-    return model.eval(), processor
 
 
 def refuse(recipe: Recipe, preset: Preset) -> None:
@@ -152,6 +126,51 @@ def share(done: int, steps: int, warmup: int) -> float:
     return min(1.0, (done + 1) / max(1, warmup)) * (0.02 + 0.98 * cosine)
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step trains on: R rows of L positions, B samples.
+
+    Attributes:
+        given: what both models take, by keyword.
+        labels: int64 [R, L], the token to say next, or -100.
+        owner: int64 [R, L], the sample (0 .. B-1) that a label belongs to.
+        ends: int64 [B] twice, row and column of the last position of each sample's prompt.
+    """
+
+    given: dict[str, Tensor]
+    labels: Tensor
+    owner: Tensor
+    ends: tuple[Tensor, Tensor]
+
+
+def packed(encoded: pack.Encoded, members: Sequence[list[int]], images: Callable[[Sequence[str]], Tensor]) -> Step:
+    """Rows of questions that share an image, whose pixels are made once a step."""
+    shown = sorted({key for row in members if (key := encoded.images[row[0]]) is not None})
+    batch = pack.collate(encoded, members, dict(zip(shown, images(shown), strict=True)) if shown else {})
+    labels = torch.full_like(batch.input_ids, -100)
+    labels[batch.row, batch.column] = batch.labels
+    owner = torch.zeros_like(batch.input_ids)
+    owner[batch.row, batch.column] = batch.sample
+    names = ("input_ids", "pixel_values", "attention_mask", "position_ids")
+    return Step({name: getattr(batch, name) for name in names}, labels, owner, (batch.prompt_row, batch.prompt_column))
+
+
+def single(encoded: pack.Encoded, members: Sequence[list[int]], images: Callable[[Sequence[str]], Tensor]) -> Step:
+    """A row per question: prompt with its image, then the reply; padded on the right, the prompt's labels masked."""
+    indices = [index for row in members for index in row]
+    said = [torch.from_numpy(np.concatenate([encoded.prompts[i], encoded.answers[i]])) for i in indices]
+    starts = torch.tensor([len(encoded.prompts[i]) for i in indices])
+    whole = torch.nn.utils.rnn.pad_sequence(said, batch_first=True, padding_value=encoded.pad)
+    lengths, places = torch.tensor([len(ids) for ids in said])[:, None], torch.arange(whole.shape[1])
+    targets = whole.masked_fill((places < starts[:, None]) | (places >= lengths), -100)
+    given = {"input_ids": whole[:, :-1], "attention_mask": (places < lengths).long()[:, :-1]}
+    shown = [key for i in indices if (key := encoded.images[i]) is not None]
+    if shown:
+        given["pixel_values"] = images(shown)
+    owner = torch.arange(len(indices))[:, None].expand(-1, whole.shape[1] - 1)
+    return Step(given, targets[:, 1:], owner, (torch.arange(len(indices)), starts - 1))
+
+
 @dataclass
 class Trainer:
     """One student's training."""
@@ -160,6 +179,7 @@ class Trainer:
     recipe: Recipe
     samples: TrainingSet
     places: Mapping[str, Path]
+    rows: str
     clock: Clock
 
     def run(self, out: Path) -> list[dict[str, Any]]:
@@ -180,18 +200,19 @@ class Trainer:
         rate = options.weighting_lr * (10 if weights.kind == "beta_task" else 1)
         own = list(weights.parameters())
         balance = torch.optim.AdamW(own, lr=rate, betas=(0.9, 0.98), weight_decay=0.0) if own else None
+
+        def images(keys: Sequence[str]) -> Tensor:
+            made = processor.image_processor(images=[self.samples.images[key] for key in keys], return_tensors="pt")
+            return torch.as_tensor(made["pixel_values"])
+
         model.train()
         records = []
         for done, members in enumerate(pack.schedule(rows, options.steps, options.rows, _SEEDS)):
             for part, peak in zip(parts, rates, strict=True):
                 part.param_groups[0]["lr"] = peak * share(done, options.steps, options.warmup)
-            with clock.on("preprocess images"):
-                shown = sorted({key for row in members if (key := encoded.images[row[0]]) is not None})
-                made = processor.image_processor(images=[self.samples.images[k] for k in shown], return_tensors="pt")
-                pixels = dict(zip(shown, torch.as_tensor(made["pixel_values"]), strict=True))
-            with clock.on("pack rows"):
-                batch = pack.collate(encoded, members, pixels)
-            losses, state = self._losses(model, batch, len(processor.tokenizer))
+            with clock.on("batches and images"):
+                step = (single if self.rows == "single" else packed)(encoded, members, images)
+            losses, state = self._losses(model, step, len(processor.tokenizer))
             with clock.on("student backward"):
                 total = weights(losses, state)
                 total.backward()
@@ -206,24 +227,16 @@ class Trainer:
             processor.save_pretrained(out)
         return records
 
-    def _losses(self, model: Any, batch: pack.Batch, width: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _losses(self, model: Any, step: Step, width: int) -> tuple[dict[str, Tensor], Tensor]:
         """Per-sample losses {channel: [B]} and states at the end of the prompts [B, H]; everything at all positions."""
-        given = {
-            "input_ids": batch.input_ids, "pixel_values": batch.pixel_values, "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids, "use_cache": False,
-        }  # fmt: skip
         with self.clock.on("student forward"):
-            hidden = model.model(**given).last_hidden_state
+            hidden = model.model(**step.given, use_cache=False).last_hidden_state
             logits = model.lm_head(hidden)
-        labels = torch.full_like(batch.input_ids, -100)
-        labels[batch.row, batch.column] = batch.labels
-        owner = torch.zeros_like(batch.input_ids)
-        owner[batch.row, batch.column] = batch.sample
-        mask, count = labels != -100, len(batch.indices)
-        said = None
+        labels, owner, count = step.labels, step.owner, len(step.ends[0])
+        mask, said = labels != -100, None
         if self.teacher is not None:
             with self.clock.on("teacher forward"), torch.no_grad():
-                said = self.teacher(**given).logits[..., :width]
+                said = self.teacher(**step.given, use_cache=False).logits[..., :width]
 
         def mean(values: Tensor) -> Tensor:
             sums = torch.zeros(count).index_add(0, owner[mask], values[mask])
@@ -238,97 +251,16 @@ class Trainer:
                 else:
                     assert said is not None
                     losses[channel] = mean(energy(channel, said, logits[..., :width]))
-        return losses, hidden[batch.prompt_row, batch.prompt_column]
-
-
-# ---- evaluation ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Examiner:
-    """Asks one model at a time, question by question."""
-
-    questions: Mapping[str, Any]
-    diagnoses: bool
-    clock: Clock
-
-    def __post_init__(self) -> None:
-        self.prompts = {name: tasks.prompts(tasks.protocol(name), found) for name, found in self.questions.items()}
-        self.teacher: dict[str, list[Tensor]] = {}
-
-    def run(self, folder: Path, is_teacher: bool) -> tuple[dict[str, float], dict[str, list[str]]]:
-        """Return scores and replies by protocol."""
-        with self.clock.on("load"):
-            self.model, self.processor = load(folder)
-        pictures, side = self.processor.image_processor, self.model.config.vision_config.image_size
-        if not pictures.do_resize:  # one that resizes nothing: images of other sizes are squeezed, as the project does
-            pictures.do_resize, pictures.size = True, {"height": side, "width": side}
-        scores, replies = {}, {}
-        for name, found in self.questions.items():
-            protocol = tasks.protocol(name)
-            prompts = self.prompts[name]
-            with self.clock.on("generate"):
-                replies[name] = [
-                    self._answer(prompt, self._image(found, k), protocol.generation) for k, prompt in enumerate(prompts)
-                ]
-            rows = [{"id": q.id, "reply": text} for q, text in zip(found.questions, replies[name], strict=True)]
-            scores[name] = tasks.score(protocol, rows, gold=found).value
-            if self.diagnoses:
-                with self.clock.on("gold answers"):
-                    self._diagnose(name, found, prompts, is_teacher)
-        return scores, replies
-
-    @staticmethod
-    def _image(found: Any, number: int) -> Any:
-        key = found.questions[number].image
-        return None if key is None else found.images[key]
-
-    def _inputs(self, prompt: str, image: Any, more: Sequence[int] = ()) -> dict[str, Tensor]:
-        content = ([{"type": "image"}] if image is not None else []) + [{"type": "text", "text": prompt}]
-        turns = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        shown = {} if image is None else {"images": [image]}
-        made = dict(self.processor(text=text, **shown, return_tensors="pt", add_special_tokens=False))
-        if more:
-            fed = torch.tensor([list(more)])
-            made["input_ids"] = torch.cat([made["input_ids"], fed], 1)
-            made["attention_mask"] = torch.ones_like(made["input_ids"])
-        return {name: made[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in made}
-
-    @torch.inference_mode()
-    def _answer(self, prompt: str, image: Any, options: Any) -> str:
-        inputs, tokenizer = self._inputs(prompt, image), self.processor.tokenizer
-        made = self.model.generate(
-            **inputs, max_new_tokens=options.max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )
-        text = tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for mark in options.until:
-            text = text.split(mark)[0]
-        return str(text.strip())
-
-    @torch.inference_mode()
-    def _diagnose(self, name: str, found: Any, prompts: Sequence[str], is_teacher: bool) -> None:
-        """Negative log-likelihood, agreement with the teacher and divergence from it, at the gold answers."""
-        tokenizer, kept = self.processor.tokenizer, []
-        for k, (question, prompt) in enumerate(zip(found.questions, prompts, strict=True)):
-            ids = [*tokenizer(question.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            logits = self.model(**self._inputs(prompt, self._image(found, k), ids[:-1])).logits[0]
-            logs = logits.log_softmax(-1)[-len(ids) :]
-            _ = -logs[torch.arange(len(ids)), ids].mean(), logs[0].exp().max()
-            if is_teacher:
-                kept.append(logs)
-            elif name in self.teacher:
-                said = self.teacher[name][k]
-                _ = (said.argmax(-1) == logs.argmax(-1)).all(), (said.exp() * (said - logs)).sum(-1).mean()
-        if is_teacher:
-            self.teacher[name] = kept
+        return losses, hidden[step.ends]
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------------
 
 
 def main(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """Do everything and return losses, scores, replies and seconds."""
+    """Do everything and return losses, scores, replies, and seconds by what for and of each model."""
+    if job["rows"] not in ROWS:
+        raise base.unknown("rows", job["rows"], ROWS)
     preset = load_preset(job["preset"])
     recipes = [load_recipe(name) for name in job["students"]]
     for recipe in recipes:
@@ -340,16 +272,19 @@ def main(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     with clock.on("read questions"):
         questions = {name: tasks.load(tasks.protocol(name), limit=preset.evaluation.limit) for name in preset.protocols}
         examiner = Examiner(questions, preset.evaluation.diagnostics, clock)
-    scores, replies, losses = {}, {}, {}
+    scores, replies, losses, whole = {}, {}, {}, Clock({})
     for role in ("teacher", "base"):
-        scores[role], replies[role] = examiner.run(places[role], role == "teacher")
+        with whole.on(f"evaluate {role}"):
+            scores[role], replies[role] = examiner.run(places[role], role == "teacher")
         say(f"{role} evaluated")
     for recipe in recipes:
         folder = Path(job["out"]) / recipe.name
-        losses[recipe.name] = Trainer(preset, recipe, samples, places, clock).run(folder)
-        scores[recipe.name], replies[recipe.name] = examiner.run(folder, is_teacher=False)
+        with whole.on(f"train {recipe.name}"):
+            losses[recipe.name] = Trainer(preset, recipe, samples, places, job["rows"], clock).run(folder)
+        with whole.on(f"evaluate {recipe.name}"):
+            scores[recipe.name], replies[recipe.name] = examiner.run(folder, is_teacher=False)
         say(f"{recipe.name} trained and evaluated")
-    return {"scores": scores, "replies": replies, "losses": losses, "seconds": dict(clock.seconds)}
+    return {"scores": scores, "replies": replies, "losses": losses, "seconds": clock.seconds, "models": whole.seconds}
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """A whole run of the project beside a plain pipeline: ``python benchmarks/whole_run.py``, no network, hours at full size.
 
 One command trains and evaluates every student (``harness.run --students all``); benchmarks/plain_run.py does the same as a
-careful person writes it: teacher live per student, full-sequence logits, per-position energies, batch-1 evaluation. Both are
-processes of one thread on this machine, one after the other; the same rows in the same order from the same start.
+careful person writes it: one question per row, teacher live per student, full-sequence logits, per-position energies, batch-1
+evaluation. Both are processes of one thread on this machine, one after the other or, with ``--together``, at the same time, so
+that other processes of the machine slow both; the same samples in the same order from the same start.
 """
 
 from __future__ import annotations
 
 import itertools
-import resource
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +42,8 @@ PresetName = Annotated[str, typer.Option("--preset", help="A preset on packed da
 Students = Annotated[str, typer.Option("--students", help="As of harness.run.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps of each student. Default: the preset's.")]
 Images = Annotated[int | None, typer.Option("--images", min=1, help="Training images per benchmark. Default: the preset's.")]
+PlainRows = Annotated[str, typer.Option("--plain-rows", help="single: the plain side's rows are questions; packed: as ours.")]
+Together = Annotated[bool, typer.Option("--together", help="The plain side starts as soon as ours has made the data.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Whole clusters of each protocol. Default: all.")]
 
 
@@ -50,6 +55,8 @@ def whole(
     steps: Steps = None,
     images: Images = None,
     limit: Limit = None,
+    plain_rows: PlainRows = "single",
+    together: Together = False,
 ) -> None:
     """Measure both sides, compare them, print and write."""
     out = out.expanduser().resolve()
@@ -57,15 +64,18 @@ def whole(
         raise base.UserError(f"--out is {str(out)!r}; allowed: a folder that is new or empty")
     chosen = load_preset(preset)
     names = [recipe.name for recipe in selection.students(students, chosen)]
-    _refuse(chosen, names)
+    _refuse(chosen, names, plain_rows)
     out.mkdir(parents=True, exist_ok=True)
     path = _preset(out, preset, chosen, steps, images, limit)
-    ours = _timed("harness.run", ["-m", "harness.run", "--preset", path, "--students", ",".join(names), "--out", out / "run"])
-    stages = {entry.stage: entry.seconds for entry in store.entries(out / "run")}
-    job = {"preset": str(path), "students": names, "run": str(out / "run"), "out": str(out / "plain")}
     (out / "plain").mkdir()
+    job = {"preset": str(path), "students": names, "run": str(out / "run"), "out": str(out / "plain"), "rows": plain_rows}
     base.write_json(out / "plain" / "job.json", job)
-    plain = _timed("plain", [HERE / "plain_run.py", out / "plain" / "job.json"])
+    before = os.getloadavg()
+    ours, plain = _both(
+        ["-m", "harness.run", "--preset", path, "--students", ",".join(names), "--out", out / "run"],
+        [HERE / "plain_run.py", out / "plain" / "job.json"], out / "run" if together else None,
+    )  # fmt: skip
+    stages = {entry.stage: entry.seconds for entry in store.entries(out / "run")}
     found = base.read_json(out / "plain" / "plain.json")
     result = {
         "command": " ".join(["python", COMMAND, *sys.argv[1:]]),
@@ -73,10 +83,13 @@ def whole(
         "versions": manifest.versions(),
         "hardware": manifest.hardware("cpu"),
         "threads": 1,
+        "load": {"before": before, "after": os.getloadavg()},
+        "plain_rows": plain_rows,
+        "together": together,
         "students": names,
         "target": TARGET,
         **_times(ours, plain, stages),
-        "parts": {"ours": _by_kind(stages), "plain": found["seconds"]},
+        "parts": {"ours": _by_kind(stages), "plain": found["seconds"], "plain_models": found["models"]},
         "losses": _losses(out / "run", found["losses"]),
         "scores": _scores(out / "run", found["scores"], found["replies"]),
     }
@@ -102,11 +115,13 @@ def _preset(out: Path, name: str, chosen: Preset, steps: int | None, images: int
     return path
 
 
-def _refuse(preset: Preset, names: Sequence[str]) -> None:
+def _refuse(preset: Preset, names: Sequence[str], rows: str) -> None:
     """Refuse what the plain pipeline cannot do before anything is written."""
     base.shim()
-    from plain_run import refuse
+    from plain_run import ROWS, refuse
 
+    if rows not in ROWS:
+        raise base.unknown("plain rows", rows, ROWS)
     for name in names:
         refuse(load_recipe(name), preset)
 
@@ -119,20 +134,52 @@ class Took:
     processor: float
 
 
-def _timed(what: str, arguments: Sequence[object]) -> Took:
-    """Run Python with ``arguments`` and return what it took.
+class Side:
+    """One side's process: Python with ``arguments``."""
 
-    Raises:
-        UserError: with the last line of its errors, when it fails.
-    """
-    console.print(f"{what} ...", highlight=False)
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, *map(str, arguments)], stderr=subprocess.PIPE, text=True, check=False)
-    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise base.UserError(f"{what} ended with {done.returncode}: {lines[-1]}")
-    return Took(wall, (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime))
+    def __init__(self, what: str, arguments: Sequence[object]) -> None:
+        console.print(f"{what} ...", highlight=False)
+        self.what, self.started = what, time.perf_counter()
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the process ended
+        self.process = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=self.errors)
+
+    def wait(self) -> Took:
+        """Wait for its end and return what it and its children took.
+
+        Raises:
+            UserError: with the last line of its errors, when it failed.
+        """
+        _, status, used = os.wait4(self.process.pid, 0)
+        wall, code = time.perf_counter() - self.started, os.waitstatus_to_exitcode(status)
+        self.process.returncode = code  # somebody else has waited
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines() or ["no message"]
+        self.errors.close()
+        if code != 0:
+            raise base.UserError(f"{self.what} ended with {code}: {lines[-1]}")
+        return Took(wall, used.ru_utime + used.ru_stime)
+
+
+def _both(ours: Sequence[object], plain: Sequence[object], run: Path | None) -> tuple[Took, Took]:
+    """Run both sides, the plain one after the end of ours, or as soon as the data are complete in the folder ``run``."""
+    first = Side("harness.run", ours)
+    if run is None:
+        took = first.wait()
+        return took, Side("plain", plain).wait()
+    while not (run / "stages" / "data.json").is_file() and first.process.poll() is None:
+        time.sleep(0.5)
+    if first.process.returncode is not None:
+        raise base.UserError(f"harness.run ended with {first.process.returncode} before its data were made")
+    sides = (first, Side("plain", plain))
+    with ThreadPoolExecutor(len(sides)) as pool:
+        results = [pool.submit(side.wait) for side in sides]
+        try:
+            wait(results, return_when=FIRST_EXCEPTION)
+        finally:  # one that failed, or an interruption, ends the other
+            for side, made in zip(sides, results, strict=True):
+                if not made.done():
+                    side.process.terminate()
+    return results[0].result(), results[1].result()
 
 
 def _by_kind(stages: Mapping[str, float]) -> dict[str, float]:
@@ -202,7 +249,8 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
     ]  # fmt: skip
     sides.append(["making the data, added to plain", f"{seconds['data_for_both']:.1f}", ""])
     title = (
-        f"Whole run of {len(result['students'])} students: plain / ours = {result['ratio']:.2f} of processor time,"
+        f"Whole run of {len(result['students'])} students, plain rows {result['plain_rows']}:"
+        f" plain / ours = {result['ratio']:.2f} of processor time,"
         f" {result['ratio_by_the_clock']:.2f} by the clock, {result['ratio_without_report']:.2f} without the report and pages"
         f" that only ours writes ({seconds['ours_beyond_plain']:.1f} s); target {result['target']:.0f}"
     )
