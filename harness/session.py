@@ -76,6 +76,7 @@ class Session:
         found = plan.look(self.root, stages)
         for line in found.damaged:
             self._say(line)
+        blueprint.training.signal.check(self.root, stages, found.done)
         return blueprint, stages, found.done
 
     def _given(self) -> tuple[Preset, Models, int | None]:

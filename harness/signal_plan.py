@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import caching
-from harness.base import read_json
+from harness import caching, estimates, signal_form
+from harness.base import UserError, read_json
 from harness.config import Preset, load_recipe, load_variant
 from harness.plan import Stage
 from harness.real import TrainingStage
@@ -17,7 +17,7 @@ from harness.sources import Sources
 from harness.stages import corpus, encode, signal
 from students.options import DistilOptions
 from students.teacher_signal import declared
-from students.teacher_signal.forms import loss
+from students.teacher_signal.forms import LARGEST_K, Form, Size, loss
 
 #: Tokens beyond a student's limit that the teacher reads of a row, as students/feed_stream.py has it.
 ROOM = 4096
@@ -48,7 +48,33 @@ class SignalPlan:
                 error = f"; measured against exact: {loss(found['errors'])}" if found["errors"] else ""
                 size = f"{found['bytes'] / caching.GB:.2g} GB at most"
                 said.append(f"{label}: {found['form']}, {size}, because {found['why']}{error}")
-        return said + self.live(names)
+        names = list(names)
+        return said + self.live(names) + self.beside(names)
+
+    def check(self, root: Path, stages: Sequence[Stage], done: Collection[str]) -> None:
+        """Refuse, before anything runs, students whose energies cannot be taken from the form of the signal they would hear.
+
+        Raises:
+            UserError: naming the first such student, its energies, and the ways out.
+        """
+        made = {stage.targets[0]: stage for stage in stages if stage.kind == "signal"}
+        for student in (stage for stage in stages if stage.kind == "student" and stage.id not in done):
+            heard = next((made[path] for path in student.reads if path in made), None)
+            whole = _whole(student.config["recipe"])
+            if heard is not None and whole and self._binned(root, heard, done):
+                raise UserError(
+                    f"{student.label}: {' and '.join(whole)} (as set there) needs the teacher's whole distributions, and"
+                    f" {heard.label} keeps its likeliest tokens alone (form topk); leave the student out, run the teacher"
+                    " beside it (--live-teacher), or give the signal the form exact or half (preset: signal)"
+                )
+
+    @staticmethod
+    def _binned(root: Path, stage: Stage, done: Collection[str]) -> bool:
+        """Say whether a signal is in the form topk, or will be as far as the preset says it."""
+        record = root / stage.targets[1]
+        if stage.id in done and record.is_file():
+            return str(read_json(record)["form"]).startswith("topk")
+        return bool(stage.config.get("signal", {}).get("form") == "topk")
 
     # ---- what a student reads ----------------------------------------------------------------------------------------------
 
@@ -72,10 +98,33 @@ class SignalPlan:
                 said.append(f"{name}: the teacher runs beside it, because it reads {' and '.join(sorted(wanted))} of it")
         return said
 
+    def beside(self, names: Iterable[str]) -> list[str]:
+        """Return a line for each training on a corpus whose teacher is live as set, with what its signal would take at most.
+
+        By the preset's counts; nothing where it declares none, or no student hears logits alone.
+        """
+        limit = signal_form.AUTO_GB if self.preset.cache_gb is None else signal_form.SHARE * self.preset.cache_gb
+        teacher, said = self.preset.declared.get("teacher"), []
+        hear = any(self.hears(name, DistilOptions(steps=1)) for name in names)
+        for stage in self.preset.stages:
+            source = self.preset.corpora[stage.corpus]
+            if not stage.training.live_teacher or not hear or teacher is None or not source.rows or not source.words:
+                continue
+            words = int(estimates.TOKENS_PER_WORD * source.words)
+            size = Size(words * source.rows, source.rows, teacher.vocabulary, teacher.hidden, stage.training.teacher_dtype)
+            forms = (size.exact(), Form("topk", "float16", LARGEST_K))
+            taken = ", ".join(f"{form} {size.total(form) / caching.GB:,.0f} GB" for form in forms)
+            said.append(
+                f"stage {stage.name}: the teacher runs beside each student, as the preset or --live-teacher says; its signal"
+                f" would take up to: {taken} ({source.rows:,} rows of about {words} tokens of text; allowed: {limit:g} GB)"
+            )
+        return said
+
     # ---- packed data -------------------------------------------------------------------------------------------------------
 
     def packed(self, training: DistilOptions, blind: dict[str, Any], names: Iterable[str]) -> list[Stage]:
         """Return the stages of the training data's signal, and of vision tokens where one of the students reads them."""
+        names = list(names)
         reads, given = self.sources.inputs("teacher")
         packing = training.model_dump(mode="json", include={"rows", "turns"})  # shapes the arithmetic of the pass
         config = {"training": packing, "threads": self.preset.threads, "blind": blind, **self._teacher(training)}
@@ -92,7 +141,7 @@ class SignalPlan:
             cache=True,
             plans=signal.PLANS,
             uses=(encode.TARGET,),
-            choice=self._choice(),
+            choice=self._choice(names),
         )
         self._records[said.label] = said.targets[1]
         if not any(self.reads_tokens(name, training) for name in names):
@@ -108,11 +157,12 @@ class SignalPlan:
         wanted = self.preset.signal
         return {} if wanted == Signal() else {"signal": wanted.model_dump(mode="json")}
 
-    def _choice(self) -> dict[str, Any]:
-        """Return what the form is chosen by: the bound of caches, and whether students need whole distributions."""
-        recipes = [load_recipe(name) for name in self.preset.recipes]
-        variants = [load_variant(recipe.variant) if recipe.variant else None for recipe in recipes]
-        whole = any(declared.whole(r.energies, v) for r, v in zip(recipes, variants, strict=True))
+    def _choice(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return what the form is chosen by: the bound of caches, and whether students need whole distributions.
+
+        Those of the preset and those asked for, so that one student after the other finds the form that all of them can hear.
+        """
+        whole = any(_whole(name) for name in {*self.preset.recipes, *names})
         return {"cache_gb": self.preset.cache_gb, "whole": whole}
 
     def _kept(self, said: Stage, target: str, config: dict[str, Any]) -> Stage:
@@ -180,7 +230,7 @@ class SignalPlan:
             resumes=True,
             cache=True,
             plans=signal.PLANS,
-            choice=self._choice(),
+            choice=self._choice(names),
         )
         self._records[said.label] = said.targets[1]
         found = [count, said]
@@ -196,3 +246,9 @@ class SignalPlan:
             return (places["signal"],), (), places
         kept = f"{signal.KEPT}/{label}"
         return (places["signal"],), (kept,), {**places, "kept": kept}
+
+
+def _whole(name: str) -> list[str]:
+    """Return those of a student's energies that need whole distributions."""
+    recipe = load_recipe(name)
+    return declared.whole(recipe.energies, load_variant(recipe.variant) if recipe.variant else None)

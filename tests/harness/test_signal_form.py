@@ -12,6 +12,8 @@ from harness.base import UserError, write_json
 from harness.blueprint import Blueprint, cells
 from harness.caching import GB
 from harness.signal_form import AUTO_GB, SHARE, TOKENS_SHARE, Signal, choose
+from harness.signal_plan import SignalPlan
+from harness.sources import Sources
 from harness.stages import corpus, encode, signal
 from students import energies
 from students.recipe import Variant
@@ -156,6 +158,55 @@ def test_whole_distributions_are_asked_for_where_an_energy_needs_them(preset):
     for recipes, whole in (("ce", "ce+fkl@task"), False), (("ce", "mse_logits"), True):
         found = preset.model_copy(update={"recipes": recipes})
         assert stages(found, "ce")["teacher/signal"].choice["whole"] == whole
+
+
+def test_a_student_asked_for_beside_the_presets_counts_too(preset):
+    few = preset.model_copy(update={"recipes": ("ce", "ce+fkl@task")})
+    assert not stages(few, "ce")["teacher/signal"].choice["whole"]
+    assert stages(few, "ce,mse_logits")["teacher/signal"].choice["whole"]
+
+
+def refused(preset, students, root, done=()):
+    """What the plan says before anything runs."""
+    chosen = [config.load_recipe(word) for word in students.split(",")]
+    blueprint = Blueprint(preset, preset.models, None, cells(chosen, [0], ["pope@miniature"], preset.models.names))
+    blueprint.training.signal.check(root, blueprint.stages(), set(done))
+
+
+def test_who_cannot_hear_bins_is_refused_before_anything_runs(preset, tmp_path):
+    """Hours before its training would: a wished form, and one that was taken when nobody minded."""
+    wished = preset.model_copy(update={"signal": Signal(form="topk", k=8)})
+    words = r"student ce\+mse_logits@fixed seed0: mse_logits .*form topk.*--live-teacher.*exact or half"
+    refused(wished, "ce,ce+fkl@task", tmp_path)
+    with pytest.raises(UserError, match=words) as error:
+        refused(wished, "ce,ce+mse_logits@fixed", tmp_path)
+    assert "\n" not in str(error.value)
+    refused(wished, "ce,ce+mse_logits@fixed", tmp_path, ["student/ce+mse_logits@fixed/seed0"])
+    refused(selection.live(wished), "ce+mse_logits@fixed", tmp_path)
+    record = tmp_path / signal.record(signal.SIGNAL)
+    for form, fits in (("half, float16", True), ("topk, k = 8, float16", False)):
+        write_json(record, {"form": form, "bytes": 1, "why": "", "errors": None})
+        if fits:
+            refused(preset, "mse_logits", tmp_path, [signal.SIGNAL])
+            continue
+        refused(preset, "mse_logits", tmp_path)  # it is made again, in a form that is chosen anew
+        with pytest.raises(UserError, match="student mse_logits seed0"):
+            refused(preset, "mse_logits", tmp_path, [signal.SIGNAL])
+
+
+def test_the_published_presets_say_what_their_live_teachers_signal_would_take():
+    def said(name, students):
+        preset = config.load_preset(name)
+        return SignalPlan(preset, Sources(preset.models)).beside(students)
+
+    captions, instructions = said("paper-table4", ["ce", "ce+cosine_probs@fixed"])
+    assert captions.startswith("stage captions: the teacher runs beside each student")
+    assert "exact, bfloat16 19," in captions and "1,246,000 rows of about 243 tokens" in captions
+    assert instructions.startswith("stage instructions")
+    assert said("paper-table4", ["ce", "ce+align_kd@fixed"]) == [], "they need it live anyway, and the plan says so"
+    for name in ("paper-table1", "paper-table2", "paper-table3"):
+        assert said(name, config.load_preset(name).recipes) == [], "answers of a letter or a sentence are kept"
+        assert not any(stage.training.live_teacher for stage in config.load_preset(name).stages)
 
 
 def test_vision_tokens_are_kept_for_those_who_read_nothing_else(preset):
