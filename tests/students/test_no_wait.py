@@ -9,11 +9,15 @@ from memory_corpus import MIXED, MemoryCorpus
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from twins import mobilevlm_twin
 
-from students import distil
+from students import distil, stored, teachers
 from students.feed import PackedFeed
 from students.feed_stream import StreamFeed
 from students.options import DistilOptions
 from students.recipe import Variant, parse
+from students.teacher_signal import streams
+from students.teacher_signal.forms import Form
+from students.teacher_signal.keys import stream_key
+from students.teacher_signal.stream_reading import StreamSignal
 from students.training import Training
 
 #: What gives the host a number, or a tensor whose shape depends on values: either way it waits for the device.
@@ -88,6 +92,29 @@ def test_a_step_on_a_stream_waits_for_nothing(recipe, tmp_path):
     student, teacher = (mobilevlm_twin(tmp_path / size, size, seed=k) for k, size in enumerate(("student", "teacher")))
     given = distil.StreamInputs(student, MemoryCorpus(MIXED), teacher)
     assert reads_of(Training(parse(recipe), STREAMED, given, 0, tmp_path / "out", "cpu", Variant())) == ""
+
+
+@pytest.mark.parametrize("recipe", ["ce", "ce+fkl@instance"])
+def test_a_step_in_chunks_waits_for_nothing(recipe, folders, data, encoded, signal, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "LIMIT", 400)
+    given = distil.Inputs(folders / "base", data, encoded, signal, folders / "teacher")
+    assert reads_of(Training(parse(recipe), TINY, given, 0, tmp_path, "cpu", Variant())) == ""
+
+
+def test_a_step_on_bins_waits_for_nothing(folders, data, encoded, tmp_path):
+    teachers.cache(folders / "teacher", data, tmp_path / "signal", lambda *_: None, form=Form("topk", "float16", 8))
+    said = teachers.TeacherSignal.load(tmp_path / "signal", teachers.signal_key(folders / "teacher", data))
+    given = distil.Inputs(folders / "base", data, encoded, said, folders / "teacher")
+    assert reads_of(Training(parse("ce+fkl@instance"), TINY, given, 0, tmp_path / "out", "cpu", Variant())) == ""
+
+
+def test_a_step_on_a_streams_signal_waits_for_nothing(tmp_path):
+    student, teacher = (mobilevlm_twin(tmp_path / size, size, seed=k) for k, size in enumerate(("student", "teacher")))
+    rows = MemoryCorpus(MIXED)
+    streams.cache(teacher, rows, tmp_path / "signal", lambda *_: None)
+    said = StreamSignal.load(tmp_path / "signal", stream_key(teacher, rows))
+    given = distil.StreamInputs(student, rows, teacher, signal=said)
+    assert reads_of(Training(parse("ce+fkl@instance"), STREAMED, given, 0, tmp_path / "out", "cpu", Variant())) == ""
 
 
 def test_what_would_wait_is_seen():
