@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import caching, estimates, signal_form
+from harness import caching, estimates, signal_form, store
 from harness.base import UserError, read_json
 from harness.config import Preset, load_recipe, load_variant
 from harness.plan import Stage
@@ -38,9 +38,12 @@ class SignalPlan:
     def lines(self, root: Path, names: Iterable[str]) -> list[str]:
         """Return a sentence for each signal of the plan that is there, and for each student that needs the teacher beside it.
 
-        Its form, why that was taken, and what was measured of how far it is from the exact one.
+        Its form, why that was taken, and what was measured of how far it is from the exact one; of one that was deleted to make
+        room, what the manifest says.
         """
         said = []
+        manifest = root / store.MANIFEST
+        earlier = read_json(manifest).get("signal") or [] if manifest.is_file() else []
         for label, record in self._records.items():
             path = root / record
             if path.is_file():
@@ -48,6 +51,8 @@ class SignalPlan:
                 error = f"; measured against exact: {loss(found['errors'])}" if found["errors"] else ""
                 size = f"{found['bytes'] / caching.GB:.2g} GB at most"
                 said.append(f"{label}: {found['form']}, {size}, because {found['why']}{error}")
+            else:
+                said += [line for line in earlier if line.startswith(f"{label}: ")]
         names = list(names)
         return said + self.live(names) + self.beside(names)
 

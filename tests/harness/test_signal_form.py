@@ -277,6 +277,11 @@ def test_the_run_says_the_form_the_reason_and_what_was_measured(preset, tmp_path
         "teacher signal: topk, k = 8, float16, 0.002 GB at most, because nothing else fits; measured against exact: |d log p|"
         " at most 0.5, 0.25 in the mean; KL 0.12; 1 % of probability without a bin of its own; losses change by at most 25 %"
     ]
+    (said,) = blueprint.training.signal.lines(tmp_path, ["ce"])
+    (tmp_path / signal.record(signal.SIGNAL)).unlink()
+    assert blueprint.training.signal.lines(tmp_path, ["ce"]) == []
+    write_json(tmp_path / "manifest.json", {"signal": [said, "another: exact"]})
+    assert blueprint.training.signal.lines(tmp_path, ["ce"]) == [said], "it was deleted, and students learned from it"
 
 
 # ---- stages of corpora -----------------------------------------------------------------------------------------------------
