@@ -276,14 +276,15 @@ def main(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     for role in ("teacher", "base"):
         with whole.on(f"evaluate {role}"):
             scores[role], replies[role] = examiner.run(places[role], role == "teacher")
-        say(f"{role} evaluated")
+        say(f"{role} evaluated ({whole.seconds[f'evaluate {role}']:.1f} s)")
     for recipe in recipes:
         folder = Path(job["out"]) / recipe.name
         with whole.on(f"train {recipe.name}"):
             losses[recipe.name] = Trainer(preset, recipe, samples, places, job["rows"], clock).run(folder)
         with whole.on(f"evaluate {recipe.name}"):
             scores[recipe.name], replies[recipe.name] = examiner.run(folder, is_teacher=False)
-        say(f"{recipe.name} trained and evaluated")
+        trained, asked = whole.seconds[f"train {recipe.name}"], whole.seconds[f"evaluate {recipe.name}"]
+        say(f"{recipe.name} trained ({trained:.1f} s) and evaluated ({asked:.1f} s)")
     return {"scores": scores, "replies": replies, "losses": losses, "seconds": clock.seconds, "models": whole.seconds}
 
 
