@@ -112,9 +112,9 @@ def test_an_unknown_configuration_names_the_shipped_ones():
 # ---- the whole way ---------------------------------------------------------------------------------------------------------
 
 
-def _run(tiny, out, *more):
-    """The command in a process of its own, with the shipped launcher where ``--launch`` says so."""
-    command = [sys.executable, "-m", "harness.run", "--preset", str(tiny), "--students", "ce+fkl@instance",
+def _run(tiny, out, *more, starter=(sys.executable,)):
+    """The command in a process of its own, with the shipped launcher where ``--launch`` says so, or under another."""
+    command = [*starter, "-m", "harness.run", "--preset", str(tiny), "--students", "ce+fkl@instance",
                "--tasks", "pope", "--out", str(out), *more]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -146,3 +146,19 @@ def test_two_processes_give_the_run_of_one(tiny, tmp_path):
     pd.testing.assert_frame_equal(*frames)
     again = _run(tiny, two)  # and without a launcher there is nothing left to do
     assert "nothing to do" in again.stdout
+
+
+@pytest.mark.slow
+def test_accelerates_own_command_starts_the_same_processes(tiny, tmp_path):
+    """``accelerate-launch -m harness.run``; its exit code after an error, and the report under it, are the launcher's."""
+    starter = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch.configuration("cpu"))]
+    done = _run(tiny, tmp_path / "run", "--students", "ce", starter=starter)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nreport: ") == 1  # one of them speaks
+    assert (tmp_path / "run" / "logs" / "worker-1.log").is_file()
+    assert len(pd.read_parquet(tmp_path / "run" / "scores.parquet")) > 0
+    refused = _run(tiny, tmp_path / "other", "--students", "ce+fkk", starter=starter)
+    assert refused.returncode == 1
+    assert sum(line.startswith("error: ") for line in refused.stderr.splitlines()) == 1
+    assert "fkl" in refused.stderr
+    assert not (tmp_path / "other").exists()
