@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,8 @@ class Blueprint:
         self.sources = Sources(models, absent)
         self.training = TrainingPlan(preset, self.sources, data_root, absent)
         self._absent = absent
+        self._protocol = functools.cache(tasks.protocol)  # files that every cell asks for
+        self._signature = functools.cache(data.signature)
         self.limit = limit if limit is not None else preset.evaluation.limit
         self.vision = VisionPlan(preset, self.sources, self.limit)
         listed = [*models.names, *(load_recipe(r).name for r in preset.recipes)]
@@ -127,7 +130,7 @@ class Blueprint:
     # ---- the kinds of stages, in order -------------------------------------------------------------------------------------
 
     def _questions(self) -> None:
-        asked = [data.evaluation_facts(tasks.protocol(name)) for name in self.protocols]
+        asked = [data.evaluation_facts(self._protocol(name)) for name in self.protocols]
         self._add(
             Stage(
                 id="questions",
@@ -155,12 +158,12 @@ class Blueprint:
 
     def _data_given(self, name: str) -> dict[str, str]:
         """Return what the data root holds for a protocol, as a stage's ``given``."""
-        protocol = tasks.protocol(name)
+        protocol = self._protocol(name)
         if self.data_root is None or protocol.dataset is None:
             return {}
         if protocol.benchmark in self._absent.benchmarks:
             return {f"data/{protocol.benchmark}": ABSENT}
-        return {f"data/{protocol.benchmark}": data.signature(self.data_root / protocol.benchmark)}
+        return {f"data/{protocol.benchmark}": self._signature(self.data_root / protocol.benchmark)}
 
     def _evaluation(self, cell: Cell, checkpoint: str) -> None:
         """Add the stage of one cell; a model's cells are one job, so that it is loaded once."""
@@ -174,7 +177,7 @@ class Blueprint:
             reads = (*reads, gold)
         config = {
             "name": cell.name,
-            "protocol": data.evaluation_facts(tasks.protocol(cell.protocol)),
+            "protocol": data.evaluation_facts(self._protocol(cell.protocol)),
             "limit": self.limit,
             "batch_size": self.preset.evaluation.batch_size,
             "threads": self.preset.threads,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import disk, store
 from harness.base import UserError, remove
-from harness.plan import Stage, upstream
+from harness.plan import Producers, Stage
 
 GB = 1e9
 _MORE = "Give more with --cache-gb, or leave it out for no bound"
@@ -98,7 +98,8 @@ class Keeper:
     def __init__(self, root: Path, stages: Sequence[Stage], bound: int | None) -> None:
         self._root, self._stages, self._bound = root, stages, bound
         self._by_id = {stage.id: stage for stage in stages}
-        self._reads = {s.id: {u.id for u in upstream(s, stages) if u.cache} for s in stages}
+        producers = Producers(stages)
+        self._reads = {s.id: {u.id for u in producers.upstream(s) if u.cache} for s in stages}
         self._own = {s.id: {s.id} if s.cache else set() for s in stages}
 
     def check(self, done: Collection[str]) -> None:
@@ -167,6 +168,8 @@ class Keeper:
         deleted = self.to_delete(job, done, busy)
         if deleted is None:
             return None
+        if not deleted:
+            return 0
         needed = self.needed(done) - {stage.id for stage in job}
         return sum(cache.stage in needed for cache in deleted)
 

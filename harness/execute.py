@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Protocol
 
 from harness import caching, plan, workers
@@ -93,26 +92,6 @@ class Watcher(Protocol):
         """``stage`` is left out, because something that it reads was given up."""
 
 
-def dependencies(stages: Sequence[plan.Stage]) -> dict[str, frozenset[str]]:
-    """Return the ids of the stages that each stage reads from, or uses.
-
-    Raises:
-        RuntimeError: for a path that no stage writes.
-    """
-    writers = {target: stage.id for stage in stages for target in stage.targets}
-    found: dict[str, frozenset[str]] = {}
-    for stage in stages:
-        needed = set()
-        for path in (*stage.reads, *stage.uses):
-            place = PurePosixPath(path)
-            writer = next((writers[str(p)] for p in (place, *place.parents) if str(p) in writers), None)
-            if writer is None:
-                raise RuntimeError(f"no stage writes {path}")
-            needed.add(writer)
-        found[stage.id] = frozenset(needed)
-    return found
-
-
 class Execution:
     """One pass over a plan.
 
@@ -142,7 +121,8 @@ class Execution:
         self._keeper = caching.Keeper(settings.root, stages, bound)
         self._stages = stages
         self._by_id = {s.id: s for s in stages}
-        self._reads = dependencies(stages)
+        self._producers = plan.Producers(stages)
+        self._reads = {s.id: {each.id for each in self._producers.upstream(s)} for s in stages}
         self._done = set(done)
         self._settings = settings
         self._executor = executor
@@ -232,7 +212,7 @@ class Execution:
         digests: dict[str, str] = {}
         todo: list[plan.Stage] = []
         for stage in job:
-            digest = plan.stage_digest(self._settings.root, stage, self._stages)
+            digest = plan.stage_digest(self._settings.root, stage, self._producers)
             if plan.is_current(self._settings.root, stage, digest):  # what it reads came out as it was before
                 self._finish(stage, None)
             else:

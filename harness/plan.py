@@ -7,9 +7,10 @@ everything before it is, and an upstream stage that is repeated with the same re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness import store
@@ -70,29 +71,62 @@ class Stage:
         return self.id.replace("/", " ")
 
 
-def producer(path: str, stages: Iterable[Stage]) -> Stage:
-    """Return the stage that writes ``path`` or a folder above it."""
-    for stage in stages:
-        if any(path == t or path.startswith(f"{t}/") for t in stage.targets):
-            return stage
-    raise RuntimeError(f"no stage writes {path}")
+class Producers:
+    """Which stage of a plan writes what: an index, made once for a plan.
+
+    Args:
+        stages: the plan.
+    """
+
+    def __init__(self, stages: Iterable[Stage]) -> None:
+        self._number: dict[str, int] = {}
+        self._writers: dict[str, Stage] = {}
+        for stage in stages:
+            self._number[stage.id] = len(self._number)
+            for target in stage.targets:
+                self._writers.setdefault(target, stage)
+
+    def of(self, path: str) -> Stage:
+        """Return the stage that writes ``path`` or a folder above it.
+
+        Raises:
+            RuntimeError: when there is none.
+        """
+        place = PurePosixPath(path)
+        for each in (place, *place.parents):
+            if str(each) in self._writers:
+                return self._writers[str(each)]
+        raise RuntimeError(f"no stage writes {path}")
+
+    def upstream(self, stage: Stage, uses: bool = True) -> list[Stage]:
+        """Return the stages whose outputs ``stage`` reads, and those that it only ``uses`` too, each once, in plan order."""
+        found = {s.id: s for s in map(self.of, (*stage.reads, *(stage.uses if uses else ())))}
+        return sorted(found.values(), key=lambda s: self._number[s.id])
 
 
-def upstream(stage: Stage, stages: Sequence[Stage], uses: bool = True) -> list[Stage]:
-    """Return the stages whose outputs ``stage`` reads, and those that it only ``uses`` too, each once, in plan order."""
-    needed = {producer(path, stages).id for path in (*stage.reads, *(stage.uses if uses else ()))}
-    return [s for s in stages if s.id in needed]
+def upstream(stage: Stage, stages: Iterable[Stage], uses: bool = True) -> list[Stage]:
+    """As :meth:`Producers.upstream`, of one stage: whoever asks about all of them makes the index once."""
+    return Producers(stages).upstream(stage, uses)
 
 
-def stage_digest(root: Path, stage: Stage, stages: Sequence[Stage]) -> str:
+def stage_digest(
+    root: Path, stage: Stage, producers: Producers, ledger: Callable[[str], store.Entry | None] | None = None
+) -> str:
     """Return the digest of ``stage``; everything it reads must be complete.
+
+    Args:
+        root: the run folder.
+        stage: of the plan.
+        producers: of the plan.
+        ledger: returns a stage's ledger entry, for who has read them; None to read them here.
 
     Raises:
         RuntimeError: when a stage that it reads from has no ledger entry, or wrote nothing at that path.
     """
+    read = ledger or functools.cache(functools.partial(store.read_entry, root))
     inputs: dict[str, str] = {}
     for path in stage.reads:
-        entry = store.read_entry(root, producer(path, stages).id)
+        entry = read(producers.of(path).id)
         found = store.select(entry, path) if entry is not None else None
         if found is None:
             raise RuntimeError(f"stage {stage.id} reads {path}, which is not there yet")
@@ -141,13 +175,15 @@ def look(root: Path, stages: Sequence[Stage]) -> Survey:
     Raises:
         UserError: when a file of a complete stage that is no cache was changed since.
     """
+    producers = Producers(stages)
+    ledger = functools.cache(functools.partial(store.read_entry, root))
     known: set[str] = set()  # their outputs' digests are known, so that what reads them can be looked at
     deleted: dict[str, str | None] = {}
     for stage in stages:
-        if not all(s.id in known for s in upstream(stage, stages, uses=False)):
+        if not all(s.id in known for s in producers.upstream(stage, uses=False)):
             continue
-        entry = store.read_entry(root, stage.id)
-        if entry is None or entry.digest != stage_digest(root, stage, stages):
+        entry = ledger(stage.id)
+        if entry is None or entry.digest != stage_digest(root, stage, producers, ledger):
             continue
         if stage.cache:
             whole, why = store.inspect(root, entry)
@@ -156,10 +192,14 @@ def look(root: Path, stages: Sequence[Stage]) -> Survey:
             known.add(stage.id)
         elif store.is_complete(root, entry):
             known.add(stage.id)
-    helping = {producer(path, stages).id for stage in stages for path in stage.uses} - known
+    helping = {producers.of(path).id for stage in stages for path in stage.uses} - known
     todo = {stage.id for stage in stages} - known - helping
+    users: dict[str, set[str]] = {}
+    for stage in stages:
+        for each in producers.upstream(stage):
+            users.setdefault(each.id, set()).add(stage.id)
     for stage in reversed(stages):
-        if (stage.id in deleted or stage.id in helping) and any(stage in upstream(s, stages) for s in stages if s.id in todo):
+        if (stage.id in deleted or stage.id in helping) and not users.get(stage.id, set()).isdisjoint(todo):
             todo.add(stage.id)
     lines = tuple(f"{why}; the cache is made again" for name, why in deleted.items() if why is not None and name in todo)
     return Survey({stage.id for stage in stages} - todo, set(deleted), lines)

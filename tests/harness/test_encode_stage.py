@@ -26,7 +26,7 @@ def done(blueprint, tmp_path_factory):
         (stage,) = (each for each in stages if each.id == name)
         if name == "encode":
             assert encode.planned(root / "elsewhere", stage).bytes is None
-        digest = plan.stage_digest(root, stage, stages)
+        digest = plan.stage_digest(root, stage, plan.Producers(stages))
         store.begin(root, name, digest, stage.targets, stage.resumes)
         work(Context(stage, Settings(root, "cpu", 1), {}, lambda *_: None))
         store.commit(root, name, digest, stage.version, stage.targets, 0.0, stage.cache)
