@@ -7,7 +7,7 @@ import sys
 import pytest
 from small_models import model
 
-from harness import config, plan, selection
+from harness import caching, config, plan, selection
 from harness.base import UserError, write_json
 from harness.blueprint import Blueprint, cells
 from harness.caching import GB
@@ -192,6 +192,25 @@ def test_who_cannot_hear_bins_is_refused_before_anything_runs(preset, tmp_path):
         refused(preset, "mse_logits", tmp_path)  # it is made again, in a form that is chosen anew
         with pytest.raises(UserError, match="student mse_logits seed0"):
             refused(preset, "mse_logits", tmp_path, [signal.SIGNAL])
+
+
+def test_a_bound_too_small_for_a_signal_that_nobody_needs_is_no_error(preset, tmp_path, monkeypatch):
+    """Students that are done need no signal, and one that is there was not chosen by this bound."""
+
+    def too_large(root, stage):
+        raise UserError("the teacher's signal is too large to be kept")
+
+    monkeypatch.setattr(signal, "planned", too_large)
+    blueprint = Blueprint(
+        preset, preset.models, None, cells([config.load_recipe("ce")], [0], ["pope@miniature"], preset.models.names)
+    )
+    found = blueprint.vision.settled(tmp_path, blueprint.stages(), 10**6)
+    made = [stage for stage in found if stage.kind == "signal"]
+    done = {stage.id for stage in found}
+    caching.Keeper(tmp_path, found, 10**6).check(done)
+    assert caching.lines(tmp_path, found, done, 10**6)[0].endswith("not there, not needed")
+    with pytest.raises(UserError, match="too large to be kept"):
+        caching.Keeper(tmp_path, found, 10**6).check(done - {made[0].id})
 
 
 def test_the_published_presets_say_what_their_live_teachers_signal_would_take():
