@@ -162,6 +162,20 @@ class Keeper:
                 excess -= cache.bytes
         return chosen if excess <= 0 else None
 
+    def surplus(self, done: Collection[str]) -> list[Held]:
+        """Return what goes before anything starts because caches hold more than their bound: of those that nothing needs, the
+        least recently used first. Those that are needed go when another takes their place."""
+        if self._bound is None:
+            return []
+        found, needed = held(self._root), self.needed(done)
+        excess, chosen = sum(cache.bytes for cache in found) - self._bound, []
+        for cache in (each for each in found if each.stage not in needed):
+            if excess <= 0:
+                break
+            chosen.append(cache)
+            excess -= cache.bytes
+        return chosen
+
     def price(self, job: Iterable[Stage], done: Collection[str], busy: Iterable[str]) -> int | None:
         """Return how many caches that are still needed the start of ``job`` would cost; None where it has to wait."""
         job = list(job)

@@ -149,7 +149,10 @@ class Session:
     def _run(self, device: Literal["cpu", "cuda"], overrides: Mapping[str, object], command: str) -> None:
         with store.locked(self.root, self.preset.name):
             blueprint, stages, done = self._plan()
-            caching.Keeper(self.root, stages, self._bound).check(done)
+            keeper = caching.Keeper(self.root, stages, self._bound)
+            keeper.check(done)
+            for cache in keeper.surplus(done):
+                caching.delete(cache)
             coming = caching.to_write(self.root, stages, done, self._bound) + self._others(blueprint)
             needs.check_disk(self.preset, needs.free_disk(self.root), coming)
             for entry in store.entries(self.root):

@@ -144,6 +144,16 @@ def test_caches_of_earlier_plans_count_and_go(carry_out):
     assert {each.stage for each in caching.held(carry_out.root)} == {"cachec"}
 
 
+def test_a_smaller_bound_deletes_what_nothing_needs_though_there_is_nothing_to_make(carry_out):
+    stages = [cache(n) for n in "abc"]
+    carry_out(stages)
+    todo = [*stages, stage("user", reads=["cachea.txt"])]
+    done = plan.survey(carry_out.root, todo)
+    for bound, gone in ((None, []), (3 * SIZE, []), (2 * SIZE, ["cacheb"]), (SIZE, ["cacheb", "cachec"])):
+        found = caching.Keeper(carry_out.root, todo, bound).surplus(done)
+        assert sorted(each.stage for each in found) == gone, "the one that is needed stays"
+
+
 def test_a_stage_that_needs_more_at_once_than_the_bound_is_refused_before_anything_is_written(carry_out):
     stages = [cache("a"), cache("b"), stage("both", reads=["cachea.txt", "cacheb.txt"])]
     with pytest.raises(UserError, match=r"stage both needs caches of 2e-06 GB at once \(cachea 1e-06, cacheb 1e-06\)"):
