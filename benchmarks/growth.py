@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+import result_file
 from harness import base, cli
 
 COMMAND = "benchmarks/growth.py"
@@ -53,9 +54,7 @@ Tiny = Annotated[bool, typer.Option("--tiny", help="Models of a few thousand par
 @app.command(help=__doc__)
 def growth(rounds: Rounds = 2, tiny: Tiny = False, out: Out = Path("runs/benchmarks/growth.json")) -> None:
     """Measure, print, write and draw."""
-    if out.suffix != ".json":
-        raise base.UserError(f"--out is {str(out)!r}; allowed: a file that ends in .json")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    result_file.check(out)
     base.offline()
     base.shim()
     import torch
@@ -222,8 +221,4 @@ def _draw(result: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except base.UserError as error:
-        cli.say_error(str(error))
-        sys.exit(cli.BAD_INPUT)
+    cli.main(app, COMMAND)

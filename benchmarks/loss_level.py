@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
+import measuring
 import plain_losses
 from students import energies
 from students.batch import Tap, TokenBatch, label_nll, sample_mean
@@ -189,29 +185,15 @@ def first(case: Case, loss: Loss) -> First:
 def peak(case: Case, loss: Loss) -> int:
     """Largest number of bytes allocated at once during forward and backward, from torch's own allocator."""
     case.clear()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        loss().backward()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    found = measuring.peak_bytes(lambda: loss().backward())
     case.clear()
-    allocations = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: float(e["ts"]))
-    if not allocations:
-        raise RuntimeError("torch.profiler reported no allocation, so the peak is unknown")
-    live = largest = 0
-    for event in allocations:
-        live += int(event["args"]["Bytes"])
-        largest = max(largest, live)
-    return largest
+    return found
 
 
 def _seconds(case: Case, loss: Loss) -> float:
     """Processor seconds of a forward and backward pass."""
     case.clear()
-    started = time.process_time()
-    loss().backward()
-    return time.process_time() - started
+    return measuring.processor_seconds(lambda: loss().backward())
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+import result_file
 from harness import base, cli, manifest
 from students import energies as energy_files
 from students import weightings as weighting_files
@@ -62,12 +63,7 @@ def losses(
 ) -> None:
     """Measure, print and write."""
     chosen = _chosen("energy", energies, energy_files.names()), _chosen("weighting", weightings, weighting_files.names())
-    if out.suffix != ".json":
-        raise base.UserError(f"--out is {str(out)!r}; allowed: a file that ends in .json")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of measuring
-    except OSError as error:
-        raise base.UserError(f"--out is {str(out)!r}, whose folder cannot be made ({error.strerror})") from error
+    result_file.check(out)
     result = _measure(steps, images, *chosen)
     sections = _sections(result)
     for title, header, rows in sections:
@@ -186,8 +182,4 @@ def _line(cells: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except base.UserError as error:
-        cli.say_error(str(error))
-        sys.exit(cli.BAD_INPUT)
+    cli.main(app, COMMAND)

@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+import result_file
 from harness import base, cli
 
 COMMAND = "benchmarks/many_students.py"
@@ -50,9 +51,7 @@ Out = Annotated[Path, typer.Option("--out", help="JSON file; the table goes besi
 @app.command(help=__doc__)
 def many_students(rounds: Rounds = 8, images: Images = 200, out: Out = Path("runs/benchmarks/many_students.json")) -> None:
     """Measure, print and write."""
-    if out.suffix != ".json":
-        raise base.UserError(f"--out is {str(out)!r}; allowed: a file that ends in .json")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    result_file.check(out)
     base.offline()
     base.shim()
     import measuring
@@ -126,8 +125,4 @@ def _page(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except base.UserError as error:
-        cli.say_error(str(error))
-        sys.exit(cli.BAD_INPUT)
+    cli.main(app, COMMAND)

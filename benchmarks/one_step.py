@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+import result_file
 from harness import base, cli
 
 COMMAND = "benchmarks/one_step.py"
@@ -59,9 +60,7 @@ def one_step(
     out: Out = Path("runs/benchmarks/one_step.json"),
 ) -> None:
     """Measure, print and write."""
-    if out.suffix != ".json":
-        raise base.UserError(f"--out is {str(out)!r}; allowed: a file that ends in .json")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    result_file.check(out)
     base.offline()
     base.shim()
     import torch
@@ -158,8 +157,4 @@ def _page(result: dict[str, Any], rounds: int) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except base.UserError as error:
-        cli.say_error(str(error))
-        sys.exit(cli.BAD_INPUT)
+    cli.main(app, COMMAND)

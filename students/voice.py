@@ -216,12 +216,13 @@ class CachedStreamVoice(Voice):
 
 
 def entropy_of(logits: Tensor | Stored, sample: Tensor, count: int) -> Tensor:
-    """Mean entropy in nats of each sample's tokens, [N, V] -> [B] float32; a banned (-inf) token adds nothing."""
-    each = torch.cat([_entropies(part) for part in parts(logits)])
+    """Mean entropy in nats of each sample's tokens, [N, V] -> [B] float32."""
+    each = torch.cat([entropies(part) for part in parts(logits)])
     return sample_mean(each, sample, count).float()
 
 
-def _entropies(logits: Tensor) -> Tensor:
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy in nats of each token, [N, V] -> [N]; a banned (-inf) token adds nothing."""
     log_p = wide(logits).log_softmax(-1)
     return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from harness.base import open_array, read_json, write_json
 from students import taps, vocabulary
-from students.batch import wide
 from students.data.conversations import NothingToLearn
 from students.teacher_signal import codec
 from students.teacher_signal.appending import Appender
@@ -28,6 +27,7 @@ from students.teacher_signal.forms import Form, Kind, Size
 from students.teacher_signal.keys import stream_key
 from students.teacher_signal.packed import Choice, chosen
 from students.vision import pictures
+from students.voice import entropies
 
 if TYPE_CHECKING:
     from students.data.conversations import Corpus, Row
@@ -197,8 +197,6 @@ class _Asked:
         with taps.thinking(self.device, self.dtype):
             hidden, found = adapter.observe(there, wanted)
             logits = adapter.head(adapter.supervised(hidden, there))[:, : self.width].float()
-        log_p = wide(logits).log_softmax(-1)
-        entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
         prompt = adapter.prompt_state(hidden, there).float()
         if wanted:
             vision, seen = taps.pooled(found["vision"], there)
@@ -208,7 +206,7 @@ class _Asked:
             logits,
             batch.labels.numpy(),
             np.bincount(batch.sample.numpy(), minlength=len(batch.indices)),
-            entropy.cpu().numpy(),
+            entropies(logits).cpu().numpy(),
             (logits.argmax(-1) == there.labels).cpu().numpy(),
             prompt.cpu().numpy(),
             vision.cpu().numpy(),

@@ -126,18 +126,23 @@ def test_names_are_checked(monkeypatch):
         tracking.check("tensorbord")
 
 
+def logged(trackers, folder):
+    """Report two steps to the trackers themselves."""
+    from accelerate import Accelerator as Real
+
+    log = Log(trackers, Real(cpu=True, **trackers.arguments), folder / "dynamics.jsonl")
+    log.open(0)
+    record(folder / "dynamics.jsonl", 1, 2)
+    log.flush()
+    log.close()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
 def test_tensorboard_has_the_numbers(tmp_path, trackers):
-    from accelerate import Accelerator as Real
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     mine = replace(trackers, names=("tensorboard",))
-    records = tmp_path / "dynamics.jsonl"
-    log = Log(mine, Real(cpu=True, **mine.arguments), records)
-    log.open(0)
-    record(records, 1, 2)
-    log.flush()
-    log.close()
+    logged(mine, tmp_path)
     events = EventAccumulator(str(mine.folder / "mine")).Reload()
     assert [(each.step, each.value) for each in events.Scalars("loss/ce")] == [(1, 0.5), (2, 1.0)]
 
@@ -146,15 +151,8 @@ def test_tensorboard_has_the_numbers(tmp_path, trackers):
 def test_trackio_has_the_numbers(tmp_path, trackers):
     import sqlite3
 
-    from accelerate import Accelerator as Real
-
     mine = replace(trackers, names=("trackio",))
-    records = tmp_path / "dynamics.jsonl"
-    log = Log(mine, Real(cpu=True, **mine.arguments), records)
-    log.open(0)
-    record(records, 1, 2)
-    log.flush()
-    log.close()
+    logged(mine, tmp_path)
     with sqlite3.connect(tmp_path / "mine.db") as database:
         rows = database.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
     assert [step for step, _ in rows] == [1, 2]
