@@ -47,8 +47,11 @@ def widened(
 
     So a command for one more student, seed or task adds to the report instead of replacing it.
     """
-    entries = store.entries(root)
-    found = [cell for cell in (read_cell(entry, models.names) for entry in entries) if cell is not None and cell not in wanted]
+    asked = set(wanted)
+    held = (read_cell(entry, models.names) for entry in store.entries(root))
+    found = [cell for cell in held if cell is not None and cell not in asked]
+    if not found:
+        return list(wanted)
     candidates = [*wanted, *found]
     done = survey(root, Blueprint(preset, models, limit, candidates, data_root, absent).stages())
     return [*wanted, *(cell for cell in found if cell.stage in done)]

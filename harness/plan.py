@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from harness import store
@@ -92,10 +92,11 @@ class Producers:
         Raises:
             RuntimeError: when there is none.
         """
-        place = PurePosixPath(path)
-        for each in (place, *place.parents):
-            if str(each) in self._writers:
-                return self._writers[str(each)]
+        place = path
+        while place:
+            if place in self._writers:
+                return self._writers[place]
+            place = place.rpartition("/")[0]
         raise RuntimeError(f"no stage writes {path}")
 
     def upstream(self, stage: Stage, uses: bool = True) -> list[Stage]:
