@@ -12,7 +12,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from harness import store, workers
+from harness import disk, store, workers
 from harness.base import UserError
 from harness.plan import Stage
 from harness.ranks import Membership, Order, connect
@@ -110,9 +110,12 @@ def _take_part(stage: Stage, settings: Settings, memory: dict[str, Any]) -> Mess
     started = time.monotonic()
     try:
         workers.compute(Context(stage, settings, memory, lambda done, total: None))  # noqa: ARG005 - the first one shows it
-    except UserError as error:
-        return Message("refused", stage.id, text=str(error), trace=traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - it crosses to the first process, which decides what becomes of it
+        if disk.is_full(error):
+            line = disk.line(settings.root, f"stage {stage.id}")
+            return Message("full", stage.id, text=line, trace=traceback.format_exc())
+        if isinstance(error, UserError):
+            return Message("refused", stage.id, text=str(error), trace=traceback.format_exc())
         line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
         return Message("failed", stage.id, text=line, trace=traceback.format_exc())
     return Message("done", stage.id, seconds=time.monotonic() - started)

@@ -121,7 +121,7 @@ class Launched:
                 self._deadline = time.monotonic() + GRACE_SECONDS
             self._errors[rank] = message
             return []
-        if rank:
+        if rank and message.kind != "full":
             return []
         if message.kind == "begin":
             self._stage = self._job[message.stage]

@@ -3,6 +3,7 @@
 ``python ranked_command.py FOLDER PLAN``, in each process of a launch. PLAN: names of functions below, one stage each.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -92,6 +93,13 @@ def refused(context):
     """Bad input that only the second process sees."""
     if found_ranks().rank == 1:
         raise UserError("this input is bad")
+    found_ranks().barrier()
+
+
+def full(context):
+    """A disk on which the second process alone finds no space left."""
+    if found_ranks().rank == 1:
+        raise OSError(errno.ENOSPC, "No space left on device")
     found_ranks().barrier()
 
 

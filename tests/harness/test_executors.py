@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_plan import stage
+from test_caching import SIZE, cache
 from test_execute import _DRIVER, _alive, _wait_for
 
+from harness import plan
 from harness.base import UserError
-from harness.execute import StageError
+from harness.execute import DiskFull, StageError
 from harness.executors import check_name
 from harness.executors.local import Local
 from harness.executors.on_ray import OnRay
@@ -81,6 +84,24 @@ def test_nothing_outlives_a_command_that_ends(tmp_path, executor, how):
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not _alive(pid)
+
+
+@pytest.mark.slow
+def test_caches_and_a_full_disk_on_ray(carry_out, tmp_path):
+    """The bound holds, what goes is made again for who ``uses`` it, and a full disk ends the run, as with --executor local."""
+    caches = [cache(n, run="watch") for n in "abc"]
+    stages = [each for n, c in zip("abc", caches, strict=True) for each in (c, stage(n, run="watch", reads=c.targets))]
+    carry_out(stages, count=2, executor=OnRay, bound=2 * SIZE)
+    held = [int(line.split()[1]) for line in (tmp_path / "held.log").read_text().splitlines()]
+    assert len(held) == 6 and max(held) <= 2 * SIZE
+    lost = next(each for each in caches if not (carry_out.root / each.targets[0]).exists())
+    stages += [replace(stage("later"), uses=lost.targets), stage("f", run="full", targets=("f",), reads=["later.txt"])]
+    with pytest.raises(DiskFull, match=r"for stage f .*Make room there"):
+        carry_out(stages, executor=OnRay, bound=2 * SIZE)
+    assert plan.survey(carry_out.root, stages) >= {"a", "b", "c", "later"}
+    assert (carry_out.root / lost.targets[0]).exists()
+    (tmp_path / "room").touch()
+    assert carry_out(stages, bound=2 * SIZE).worked == ["f"]
 
 
 def test_ray_says_when_nothing_answers(tmp_path, monkeypatch):

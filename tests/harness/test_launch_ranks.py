@@ -70,6 +70,7 @@ def test_stages_are_shared_and_one_that_fails_everywhere_fails_alone(tmp_path):
         ("refused", 2, "error: this input is bad (stage refused)"),
         ("killed", 4, "error: stage killed failed: process 2 of 2 (rank 1) is gone"),
         ("nonsense", 2, "error: this command makes no sense"),
+        pytest.param("full", 4, " for stage full ", marks=pytest.mark.slow),
         pytest.param("left", 4, "a bug of the second process alone (on process 2 of 2", marks=pytest.mark.slow),
         pytest.param("worker_killed", 4, "process 1 of 2 (rank 0) is gone", marks=pytest.mark.slow),
     ],
