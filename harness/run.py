@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from harness import cli, ranks, store
 from harness.base import UserError, offline
+
+if TYPE_CHECKING:
+    from harness.config import Preset
 
 MODULE = "harness.run"
 _HELP = """Distil every student of a preset, evaluate it, and write the report.
@@ -97,8 +101,7 @@ def run(
         from harness.launch import start
 
         raise cli.Said(start(launch, device, MODULE, sys.argv[1:]))
-    from harness.config import load_preset, load_recipe, retrained
-    from harness.executors import check_name as check_executor
+    from harness.config import load_preset, retrained
     from students.tracking import check as check_trackers
 
     if no_network:
@@ -115,17 +118,11 @@ def run(
     chosen = selection.students(students, preset)
     protocols = selection.protocols(tasks, preset)
     seed_list = selection.seeds(seeds) if seeds is not None else list(preset.seeds)
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit is {limit}; allowed: 1 or more whole clusters")
-    check_executor(executor)
+    _check(limit, device, executor)
     trackers = check_trackers(track) if track is not None else ()
-    _check_device(device, executor)
     root = (out or Path("runs") / preset.name).expanduser().resolve()
     if export is not None:
-        from harness.export import export_student
-
-        target = export_student(root, load_recipe(export[0]).name, seed_list, export[1])
-        cli.console.print(f"{export[0]} is in {target}", soft_wrap=True, highlight=False, markup=False)
+        _export(root, *export, seed_list)
         return
     store.check_folder(root, preset.name)
 
@@ -135,12 +132,7 @@ def run(
     models = selection.models(model or [], retrained(preset) if retrain_teacher else preset.models)
     if not models.names:
         raise UserError(f"preset {preset.name!r} evaluates given models: name one with --model NAME=PATH_OR_ID")
-    if live_teacher:
-        preset = selection.live(preset)
-    if cache_gb is not None:
-        preset = selection.bounded(preset, cache_gb)
-    if skip_unreadable and not preset.stages:
-        raise UserError(f"--skip-unreadable {skip_unreadable}: preset {preset.name!r} reads no corpus of images")
+    preset = _changed(preset, live_teacher, cache_gb, skip_unreadable)
     models = selection.with_earlier(root, models, cli.console)
     online = data_root is None and not no_network and selection.on_the_hub(preset, protocols)
     wanted = cells(chosen, seed_list, protocols, models.names)
@@ -158,6 +150,27 @@ def run(
         cache_gb=cache_gb,
     )  # fmt: skip
     session.run(_resolved(device, executor), overrides, cli.command_line(MODULE, sys.argv[1:]))
+
+
+def _export(root: Path, recipe: str, target: Path, seeds: Sequence[int]) -> None:
+    from harness.config import load_recipe
+    from harness.export import export_student
+
+    target = export_student(root, load_recipe(recipe).name, seeds, target)
+    cli.console.print(f"{recipe} is in {target}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _changed(preset: Preset, live_teacher: bool, cache_gb: float | None, skip_unreadable: int) -> Preset:
+    """Return the preset as the options change it."""
+    from harness import selection
+
+    if live_teacher:
+        preset = selection.live(preset)
+    if cache_gb is not None:
+        preset = selection.bounded(preset, cache_gb)
+    if skip_unreadable and not preset.stages:
+        raise UserError(f"--skip-unreadable {skip_unreadable}: preset {preset.name!r} reads no corpus of images")
+    return preset
 
 
 #: What the options recorded as overrides are when nobody gives them.
@@ -181,11 +194,14 @@ def _overrides(**given: object) -> dict[str, object]:
     return {name: value for name, value in given.items() if value != _DEFAULTS[name]}
 
 
-def _check_device(device: str, executor: str) -> None:
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device is {device!r}; allowed: auto, cpu, cuda")
+def _check(limit: int | None, device: str, executor: str) -> None:
     from harness import executors
 
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit is {limit}; allowed: 1 or more whole clusters")
+    executors.check_name(executor)
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device is {device!r}; allowed: auto, cpu, cuda")
     if device == "cuda" and not _has_gpu(executor):
         where = (
             "no node of the Ray cluster has a GPU"

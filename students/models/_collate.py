@@ -73,9 +73,6 @@ def collate(
         shown += row.pictures
     joined = {name: torch.from_numpy(np.concatenate(found[name])) for name in ("row", "column", "labels")}
     counts = tuple(len(columns) for columns in found["text"])
-    text = np.full((len(rows), max(counts)), -1, np.int64)
-    for target, columns in zip(text, found["text"], strict=True):
-        target[: len(columns)] = columns
     inputs = join(rows) if shown else {}
     return Batch(
         input_ids=torch.from_numpy(ids),
@@ -90,13 +87,21 @@ def collate(
         image=torch.tensor(found["image"]),
         segment=torch.from_numpy(segment),
         question=torch.ones(len(rows), dtype=torch.int64),
-        text=torch.from_numpy(text),
+        text=torch.from_numpy(_beside(found["text"], max(counts))),
         text_tokens=counts,
         indices=tuple(indices),
         pictures=tuple(row.pictures for row in rows),
         inputs=inputs,
         padded=side == "right" and not bool(mask.all()),
     )
+
+
+def _beside(columns: Sequence[NDArray[np.int64]], width: int) -> NDArray[np.int64]:
+    """Put R lists of columns into one table [R, width], filled up with -1."""
+    table = np.full((len(columns), width), -1, np.int64)
+    for target, own in zip(table, columns, strict=True):
+        target[: len(own)] = own
+    return table
 
 
 def _own(row: Row, image_token: int) -> NDArray[np.int64]:

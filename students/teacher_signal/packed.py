@@ -101,23 +101,68 @@ def cache(
     views, table = _views(data, encoded, table, blind)
     noisy = [k for k, (a, c) in enumerate(zip(encoded.answers, encoded.clean, strict=True)) if not np.array_equal(a, c)]
     total = sum(len(view) for view in views) + sum(len(views[k]) for k in noisy)
-    done = itertools.count(1)
-
-    def tick() -> None:
-        if (now := next(done)) % 512 == 0 or now == total:
-            progress(now, total)
-
-    ask = _Ask(adapter, table, len(tokens), rows, turns, tick)
+    ask = _Ask(adapter, table, len(tokens), rows, turns, _ticker(progress, total))
     out.mkdir(parents=True, exist_ok=True)
     offsets = _offsets(encoded.answers)
     said_in: Kind = "float32" if any(len(view) > 1 for view in views) else dtype  # a mixture is computed in float32
     size = Size(int(offsets[-1]), len(data), len(tokens), adapter.hidden_size, said_in)
     kept = chosen(form, size)
     writer = _Writer(out, kept, size)
-    entropy, correct = np.zeros(len(data), np.float32), np.zeros(len(data), np.bool_)
+    entropy, correct, states, vision = _heard(ask, encoded, views, noisy, lambda k, said: writer.put(int(offsets[k]), said))
+    _check(entropy, data, teacher)
+    shapes, errors = writer.close()
+    arrays: dict[str, NDArray[Any]] = {
+        "labels": np.concatenate(encoded.answers), "offsets": offsets, "entropy": entropy, "correct": correct,
+        "prompt": states, "vision": vision, "seen": np.array([s.image is not None for s in data]),
+    }  # fmt: skip
+    shapes |= _saved(out, arrays)
+    write_json(out / "ids.json", [s.id for s in data])
+    write_json(out / "vocabulary.json", list(tokens))
+    key = signal_key(teacher, data, blind, dtype)
+    write_json(out / "meta.json", {"version": VERSION, "key": key, "form": kept.__dict__, "shapes": shapes, "errors": errors})
+    return kept
+
+
+def _ticker(progress: Callable[[int, int], None], total: int) -> Callable[[], None]:
+    """Return what counts passes over a sample and tells of every 512th."""
+    done = itertools.count(1)
+
+    def tick() -> None:
+        if (now := next(done)) % 512 == 0 or now == total:
+            progress(now, total)
+
+    return tick
+
+
+def _check(entropy: NDArray[np.float32], data: TrainingSet, teacher: Path) -> None:
+    bad = [data.samples[k].id for k in np.flatnonzero(~np.isfinite(entropy))]
+    if bad:
+        raise FloatingPointError(f"the teacher {teacher} is not finite on {len(bad)} sample(s): {', '.join(bad[:5])}")
+
+
+def _saved(out: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
+    """Write arrays by name; return their shapes."""
+    for name, array in arrays.items():
+        np.save(out / f"{name}.npy", array)
+    return {name: list(array.shape) for name, array in arrays.items()}
+
+
+def _heard(
+    ask: _Ask,
+    encoded: Encoded,
+    views: Sequence[tuple[str | None, ...]],
+    noisy: Sequence[int],
+    put: Callable[[int, NDArray[np.float32]], None],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+    """Ask about all S samples, and about the noisy ones again; ``put`` hears the logits of each sample by its number.
+
+    Returns:
+        Entropy [S], whether the reply is the clean answer [S], prompt states [S, H] and mean vision tokens [S, H].
+    """
+    entropy, correct = np.zeros(len(views), np.float32), np.zeros(len(views), np.bool_)
 
     def listen(k: int, logits: NDArray[np.float32]) -> None:
-        writer.put(int(offsets[k]), logits)
+        put(k, logits)
         entropy[k] = _entropy(logits)
         correct[k] = _is_reply(logits, encoded.clean[k])
 
@@ -129,22 +174,7 @@ def cache(
             correct[noisy[place]] = _is_reply(logits, part.answers[place])
 
         ask(part, [views[k] for k in noisy], judge)
-    bad = [data.samples[k].id for k in np.flatnonzero(~np.isfinite(entropy))]
-    if bad:
-        raise FloatingPointError(f"the teacher {teacher} is not finite on {len(bad)} sample(s): {', '.join(bad[:5])}")
-    shapes, errors = writer.close()
-    arrays: dict[str, NDArray[Any]] = {
-        "labels": np.concatenate(encoded.answers), "offsets": offsets, "entropy": entropy, "correct": correct,
-        "prompt": states, "vision": vision, "seen": np.array([s.image is not None for s in data]),
-    }  # fmt: skip
-    for name, array in arrays.items():
-        np.save(out / f"{name}.npy", array)
-        shapes[name] = list(array.shape)
-    write_json(out / "ids.json", [s.id for s in data])
-    write_json(out / "vocabulary.json", list(tokens))
-    key = signal_key(teacher, data, blind, dtype)
-    write_json(out / "meta.json", {"version": VERSION, "key": key, "form": kept.__dict__, "shapes": shapes, "errors": errors})
-    return kept
+    return entropy, correct, states, vision
 
 
 def _views(

@@ -73,3 +73,31 @@ def bare(run: frames.Run, out: Path) -> Path:
 def large(folder: Path, rows: int) -> Path:
     """A run of at least ``rows`` questions that eight models answered."""
     return simulate.write_run(folder, clusters=-(-rows // 21), students=simulate.STUDENTS[:6], steps=20)
+
+
+class Reader:
+    """A page that was opened, with what it complained of and what it asked for."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(url)
+        self.page.add_style_tag(content="html { scroll-behavior: auto !important }")
+
+    def explore(self) -> Any:
+        self.page.evaluate("document.querySelector('#samples').scrollIntoView()")
+        self.page.wait_for_selector("#list-questions .row")
+        return self.page
+
+    def count(self) -> int:
+        return int(self.page.inner_text(".count:not([hidden])").split()[0].replace(",", ""))
+
+    def focused(self) -> Any:
+        return self.page.evaluate(
+            "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
+        )

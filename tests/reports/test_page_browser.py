@@ -4,6 +4,7 @@ import pages
 import pandas as pd
 import pytest
 import simulate
+from pages import Reader
 
 from harness.base import read_json
 from reports import frames
@@ -22,33 +23,6 @@ def site(tmp_path_factory):
         run = simulate.write_run(tmp_path_factory.mktemp("site") / "run", (0, 1), clusters=12, students=students, steps=30)
         pages.poison(run)
         return run, pages.built(run, run / "report", patch)
-
-
-class Reader:
-    """A page that was opened, with what it complained of and what it asked for."""
-
-    def __init__(self, browser, url, **options):
-        self.context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
-        self.page = self.context.new_page()
-        self.said, self.asked = [], []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(url)
-        self.page.add_style_tag(content="html { scroll-behavior: auto !important }")
-
-    def explore(self):
-        self.page.evaluate("document.querySelector('#samples').scrollIntoView()")
-        self.page.wait_for_selector("#list-questions .row")
-        return self.page
-
-    def count(self):
-        return int(self.page.inner_text(".count:not([hidden])").split()[0].replace(",", ""))
-
-    def focused(self):
-        return self.page.evaluate(
-            "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
-        )
 
 
 @pytest.fixture

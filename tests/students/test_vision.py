@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from memory_corpus import MIXED, MemoryCorpus
+from stored_features import stored
 from twin_families import FAMILIES, twin
 from twins import mobilevlm_twin
 
@@ -19,20 +20,9 @@ from students.options import DistilOptions
 from students.recipe import parse
 from students.vision import FAMILIES as SPLIT
 from students.vision import keys, pictures, store
-from students.vision.recall import Memory, recall
 
 PACKED = DistilOptions(steps=6, rows=4, turns=3, warmup=1, betas_every=2, flush_every=3)
 STREAMED = DistilOptions(steps=4, rows=4, micro_rows=2, optimiser="adamw", lr=2e-3, warmup=0, flush_every=2, max_length=700)
-
-
-def stored(adapter, images, out, **options):
-    """Store the features of {name: uint8 picture}."""
-
-    def pixels(names):
-        return torch.cat([adapter.pixels([images[name]]) for name in names])
-
-    store.write(adapter, list(images), pixels, out, lambda *_: None, **options)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -383,53 +373,6 @@ def test_pixels_and_features_in_one_row_are_refused(folders, data):
     picture = next(iter(data.images.values()))
     with pytest.raises(ValueError, match="all or none"):
         adapter.inputs([picture, adapter.features(adapter.pixels([picture]))[0]])
-
-
-# ---- evaluation ------------------------------------------------------------------------------------------------------------
-
-
-def test_recall_looks_up_by_content_and_computes_what_is_new(folders, data, tmp_path):
-    adapter = LlavaAdapter.load(folders / "base")
-    shown = dict(data.images)
-    missing = next(iter(shown))
-    given = stored(adapter, {k: v for k, v in shown.items() if k != missing}, tmp_path / "v", content=True)
-    memory = Memory()
-    made, why = recall(adapter.model, adapter.processor, given, memory)
-    assert why == "features of 2 images, computed once"
-    pixels = adapter.pixels([*shown.values(), shown[missing], *shown.values()])
-    inputs = {"input_ids": torch.zeros(7, 2), "pixel_values": pixels}
-    found = made(inputs)
-    assert set(found) == set(inputs)
-    torch.testing.assert_close(found["pixel_values"], adapter.features(pixels), atol=1e-5, rtol=0)
-    assert made.counts == {"stored": 2, "remembered": 0, "computed": 1}
-    made(inputs)
-    assert made.counts == {"stored": 4, "remembered": 1, "computed": 1}
-    again, _ = recall(adapter.model, adapter.processor, None, memory)  # the next student of the same worker
-    again(inputs)
-    assert again.counts == {"stored": 0, "remembered": 1, "computed": 2}
-    assert made({"input_ids": 1}) == {"input_ids": 1}
-    other = LlavaAdapter.load(folders / "teacher")
-    third, why = recall(other.model, other.processor, given, memory)
-    assert why == "the tower's weights are others"
-    third(inputs)
-    assert third.counts == {"stored": 0, "remembered": 0, "computed": 3}, "another tower's features were taken"
-
-
-def test_memory_is_bounded(monkeypatch):
-    memory = Memory()
-    monkeypatch.setattr("students.vision.recall.MOST", 100)
-    for k in range(5):
-        memory.put(bytes([k]), torch.zeros(10))  # 40 bytes
-        memory.get(b"\0")
-    assert list(memory.by_content) == [b"\4", b"\0"]
-    assert memory.size == 80
-
-
-def test_a_model_that_is_not_run_apart_has_no_recall(tmp_path):
-    adapter = models.load(twin("qwen2_vl", tmp_path / "qwen", "student", seed=0))
-    made, why = recall(adapter.model, adapter.processor, None, Memory())
-    assert made is None
-    assert "variable numbers of tokens" in why
 
 
 def test_inputs_name_what_is_stored():
