@@ -6,14 +6,13 @@ may be decided anew each time: by what the models are, by how often an image is 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tasks
-from harness import caching, store
+from harness import caching, needs, store
 from harness.base import UserError, read_json
 from harness.config import Preset, Train
 from harness.plan import Producers, Stage
@@ -321,5 +320,4 @@ def _limit(root: Path, bound: int | None, others: int) -> tuple[int, str]:
     """Return the bytes that features may take, and what says so."""
     if bound is not None:
         return max(0, bound - others), f"--cache-gb {bound / caching.GB:g} (beside other caches)"
-    place = next(each for each in (root, *root.parents) if each.exists())
-    return int(SHARE_OF_FREE * shutil.disk_usage(place).free), f"{SHARE_OF_FREE:.0%} of what is free on the disk"
+    return int(SHARE_OF_FREE * needs.free_disk(root)), f"{SHARE_OF_FREE:.0%} of what is free on the disk"
