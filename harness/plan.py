@@ -76,12 +76,17 @@ class Producers:
 
     Args:
         stages: the plan.
+
+    Raises:
+        RuntimeError: for two stages with one name, which would never both be done.
     """
 
     def __init__(self, stages: Iterable[Stage]) -> None:
         self._number: dict[str, int] = {}
         self._writers: dict[str, Stage] = {}
         for stage in stages:
+            if stage.id in self._number:
+                raise RuntimeError(f"the plan has two stages {stage.id}")
             self._number[stage.id] = len(self._number)
             for target in stage.targets:
                 self._writers.setdefault(target, stage)

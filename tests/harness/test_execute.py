@@ -77,6 +77,11 @@ def test_plan_that_reads_what_nothing_writes_is_refused(tmp_path):
         plan.survey(tmp_path, [stage("a", reads=["x.txt"])])
 
 
+def test_a_stage_that_stands_twice_in_a_plan_is_a_bug(carry_out):
+    with pytest.raises(RuntimeError, match="the plan has two stages a"):
+        carry_out([stage("a"), stage("b"), stage("a")])
+
+
 _DRIVER = """
 import sys
 from pathlib import Path

@@ -33,7 +33,10 @@ def planned(name, recipes=("ce",), tmp="/data"):
     chosen = [config.load_recipe(word) for word in recipes]
     wanted = cells(chosen, [0], list(preset.protocols), preset.models.names)
     blueprint = Blueprint(preset, preset.models, None, wanted, Path(tmp), absent(preset))
-    return preset, {stage.id: stage for stage in blueprint.stages()}
+    stages = blueprint.stages()
+    found = {stage.id: stage for stage in stages}
+    assert len(found) == len(stages), "every stage stands in the plan once"
+    return preset, found
 
 
 def test_there_is_a_preset_for_each_table():
