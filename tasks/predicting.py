@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tasks import batching
 from tasks.prepared import PromptSet
-from tasks.replying import Trials, tolerance
+from tasks.replying import Trials, learned, tolerance
 
 if TYPE_CHECKING:
     from tasks.lmms import CheckpointModel
@@ -51,7 +51,8 @@ def predictions(
         row = asked.rows[n]
         items.append(batching.Item(n, row.layout, row.length + len(target) - 1))
         exact.append(batching.Item(n, (len(target), row.layout), row.length))
-    padded = batching.worth(exact, items, model.batch_size) and _try_padding(model, trials, asked, items, targets)
+    worth = batching.worth(exact, items, model.batch_size)
+    padded = worth and _try_padding(model, trials, asked, items, targets, numbers)
     found: dict[int, Any] = {}
     for batch in batching.mixed(items, model.batch_size) if padded else batching.equal(exact, model.batch_size):
         if not model.mine(next(numbers)):
@@ -95,9 +96,11 @@ def _try_padding(
     asked: PromptSet,
     items: Sequence[batching.Item],
     targets: Sequence[Sequence[int]],
+    numbers: Iterator[int],
 ) -> bool:
     """Return whether prompts that are padded on the right get what they get alone."""
-    if "right" not in trials.padding:
+
+    def trial() -> bool:
         lengths = {item.number: item.length for item in items}
         plan = batching.mixed(items, model.batch_size)
         batch = max(plan, key=lambda b: max(lengths[n] for n in b) - min(lengths[n] for n in b))
@@ -108,5 +111,8 @@ def _try_padding(
             likely = alone.argmax(axis=-1)[:, None]
             change = np.abs(np.take_along_axis(alone - together[k], likely, axis=-1)).max()
             suits = suits and float(change) <= tolerance(model, float(np.abs(alone).max()))
-        trials.padding["right"] = suits
+        return suits
+
+    if "right" not in trials.padding:
+        trials.padding["right"] = learned(model, numbers, trial)
     return trials.padding["right"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -13,6 +13,8 @@ from tasks.prepared import PromptSet
 
 if TYPE_CHECKING:
     from tasks.lmms import CheckpointModel
+
+T = TypeVar("T")
 
 #: New tokens after which replies that have not ended go on in batches of their own, so that ended ones cost nothing more.
 CUTS = (16, 64, 256, 1024, 4096)
@@ -61,8 +63,8 @@ def replies(
     """
     items = [batching.Item(n, asked.rows[n].layout, asked.rows[n].length) for n in chosen]
     plan = batching.equal(items, model.batch_size)
-    _try_batches(model, trials, asked, plan)
-    padded = batching.worth_padding(items, model.batch_size) and _try_padding(model, trials, asked, items, limit)
+    _try_batches(model, trials, asked, plan, numbers)
+    padded = batching.worth_padding(items, model.batch_size) and _try_padding(model, trials, asked, items, limit, numbers)
     batches = batching.mixed if padded else batching.equal
     found = {n: Reply([]) for n in chosen}
     done = 0
@@ -124,35 +126,60 @@ def _answer(
     return made
 
 
-def _try_batches(model: CheckpointModel, trials: Trials, asked: PromptSet, plan: Sequence[Sequence[int]]) -> None:
-    """Learn, once per model, how much a batch changes the distance of the two largest logits: the same on every process."""
+def learned(model: CheckpointModel, numbers: Iterator[int], trial: Callable[[], T]) -> T:
+    """Return what one process learns by a trial, on all of them: they have to agree on what shares a batch."""
+    number = next(numbers)
+    key = -1 - number  # no prompt's
+    result: T = model.joined({key: trial()} if model.mine(number) else {})[key]
+    return result
+
+
+def _try_batches(
+    model: CheckpointModel, trials: Trials, asked: PromptSet, plan: Sequence[Sequence[int]], numbers: Iterator[int]
+) -> None:
+    """Learn, once per model, how much a batch changes the distance of the two largest logits."""
     batch = next((batch for batch in plan if len(batch) > 1), None)
     if trials.apart is not None or batch is None:
         return
-    together = _decode(model, asked, batch, 1)
-    tried = range(0, len(batch), max(1, len(batch) // _TRIED))
-    alone = [float(_decode(model, asked, [batch[k]], 1).first) for k in tried]
-    change = max(abs(float(together.first[k]) - one) for k, one in zip(tried, alone, strict=True))
-    rounding = torch.finfo(model.model.dtype).eps * together.scale
-    trials.apart = _SAFETY * max(change, rounding)
+
+    def trial() -> float:
+        together = _decode(model, asked, batch, 1)
+        tried = range(0, len(batch), max(1, len(batch) // _TRIED))
+        alone = [float(_decode(model, asked, [batch[k]], 1).first) for k in tried]
+        change = max(abs(float(together.first[k]) - one) for k, one in zip(tried, alone, strict=True))
+        rounding = torch.finfo(model.model.dtype).eps * together.scale
+        return _SAFETY * max(change, rounding)
+
+    trials.apart = learned(model, numbers, trial)
 
 
-def _try_padding(model: CheckpointModel, trials: Trials, asked: PromptSet, items: Sequence[batching.Item], limit: int) -> bool:
+def _try_padding(
+    model: CheckpointModel,
+    trials: Trials,
+    asked: PromptSet,
+    items: Sequence[batching.Item],
+    limit: int,
+    numbers: Iterator[int],
+) -> bool:
     """Return whether prompts that are padded on the left get the replies, and nearly the logits, that they get alone."""
-    if "left" not in trials.padding:
+
+    def trial() -> tuple[bool, float]:
         lengths = {item.number: item.length for item in items}
         plan = batching.mixed(items, model.batch_size)
         batch = max(plan, key=lambda b: max(lengths[n] for n in b) - min(lengths[n] for n in b))
         shortest = sorted(range(len(batch)), key=lambda k: lengths[batch[k]])[:_TRIED]
         together = _decode(model, asked, batch, min(limit, CUTS[0]))
         most = tolerance(model, together.scale)
-        suits = True
+        suits, apart = True, trials.apart or 0.0
         for k in shortest:
             alone = _decode(model, asked, [batch[k]], min(limit, CUTS[0]))
             change = abs(float(alone.first) - float(together.first[k]))
             suits = suits and change <= most and alone.tokens[0] == together.tokens[k]
-            trials.apart = max(trials.apart or 0.0, _SAFETY * min(change, most))
-        trials.padding["left"] = suits
+            apart = max(apart, _SAFETY * min(change, most))
+        return suits, apart
+
+    if "left" not in trials.padding:
+        trials.padding["left"], trials.apart = learned(model, numbers, trial)
     return trials.padding["left"]
 
 

@@ -87,7 +87,7 @@ def _run(context: Context) -> None:
     mine = ranks()
     model = _model(context)
     model.share = Share(mine) if mine.world > 1 else None
-    if out[_REPLIES].is_file():
+    if mine.tell(out[_REPLIES].is_file()):  # only the first process has cleared what an attempt at something else left
         replies = read_jsonl(out[_REPLIES])
     else:
         with _written(out[_REPLIES], mine) as path:
