@@ -4,7 +4,6 @@ import traceback
 
 import pytest
 import torch
-from conftest import TINY
 from memory_corpus import MIXED, MemoryCorpus
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from twins import mobilevlm_twin
@@ -22,6 +21,7 @@ from students.training import Training
 
 #: What gives the host a number, or a tensor whose shape depends on values: either way it waits for the device.
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "bincount", "is_nonzero")
+PACKED = DistilOptions(steps=5, rows=2, turns=3, warmup=1, betas_every=2, flush_every=3)
 STREAMED = DistilOptions(steps=4, rows=4, micro_rows=2, optimiser="adamw", warmup=0, flush_every=4, max_length=700)
 RECIPES = (
     "ce",
@@ -84,7 +84,7 @@ def reads_of(training):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_step_on_packed_rows_waits_for_nothing(recipe, folders, data, encoded, signal, tmp_path):
     given = distil.Inputs(folders / "base", data, encoded, signal, folders / "teacher")
-    assert reads_of(Training(parse(recipe), TINY, given, 0, tmp_path, "cpu", Variant())) == ""
+    assert reads_of(Training(parse(recipe), PACKED, given, 0, tmp_path, "cpu", Variant())) == ""
 
 
 @pytest.mark.parametrize("recipe", ["ce", "ce+fkl@task", "ce+fd+fkl@instance"])
@@ -98,14 +98,14 @@ def test_a_step_on_a_stream_waits_for_nothing(recipe, tmp_path):
 def test_a_step_in_chunks_waits_for_nothing(recipe, folders, data, encoded, signal, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "LIMIT", 400)
     given = distil.Inputs(folders / "base", data, encoded, signal, folders / "teacher")
-    assert reads_of(Training(parse(recipe), TINY, given, 0, tmp_path, "cpu", Variant())) == ""
+    assert reads_of(Training(parse(recipe), PACKED, given, 0, tmp_path, "cpu", Variant())) == ""
 
 
 def test_a_step_on_bins_waits_for_nothing(folders, data, encoded, tmp_path):
     teachers.cache(folders / "teacher", data, tmp_path / "signal", lambda *_: None, form=Form("topk", "float16", 8))
     said = teachers.TeacherSignal.load(tmp_path / "signal", teachers.signal_key(folders / "teacher", data))
     given = distil.Inputs(folders / "base", data, encoded, said, folders / "teacher")
-    assert reads_of(Training(parse("ce+fkl@instance"), TINY, given, 0, tmp_path / "out", "cpu", Variant())) == ""
+    assert reads_of(Training(parse("ce+fkl@instance"), PACKED, given, 0, tmp_path / "out", "cpu", Variant())) == ""
 
 
 def test_a_step_on_a_streams_signal_waits_for_nothing(tmp_path):
