@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+#: Logits of one model that an energy takes at once on a CPU: 1 MiB in float32, so that what it makes of them stays in the
+#: processor's cache, and no pass over them waits for memory (docs/performance.md has the seconds).
+BLOCK = 1 << 18
 
 
 def wide(values: Tensor) -> Tensor:
@@ -61,6 +65,17 @@ class TokenBatch:
                 f"expected [N, V] logits and [N] labels and sample, got {tuple(self.student_logits.shape)},"
                 f" {tuple(self.labels.shape)}, {tuple(self.sample.shape)}"
             )
+
+    def blocks(self) -> Iterator[TokenBatch]:
+        """Yield the tokens in order, :data:`BLOCK` logits at a time, with all taps each; not on a CPU: all at once."""
+        rows = max(1, BLOCK // max(1, self.student_logits.shape[1]))
+        if self.student_logits.device.type != "cpu" or len(self.labels) <= rows:
+            yield self
+            return
+        # split, and not slices: its gradients are joined once, where each slice would make one of [N, V]
+        pieces = (each.split(rows) for each in (self.student_logits, self.teacher_logits, self.labels, self.sample))
+        for student, teacher, labels, sample in zip(*pieces, strict=True):
+            yield TokenBatch(student, teacher, labels, sample, self.taps)
 
 
 def sample_mean(values: Tensor, sample: Tensor, count: int) -> Tensor:

@@ -171,12 +171,14 @@ class Losses(nn.Module):
             )
 
     def _found(self, channel: str, shared: TokenBatch) -> Tensor:
-        """Ask an energy, and count what it logs."""
+        """Ask an energy, and count what it logs; tokens, which are independent of each other, a cacheful at a time."""
         energy = self.energy(channel)
-        found: Tensor = energy(shared)
-        if self.training:
-            self._count(channel, energy.logs)
-        return found
+        found = []
+        for part in shared.blocks() if energy.level == "token" else (shared,):
+            found.append(energy(part))
+            if self.training:
+                self._count(channel, energy.logs)
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def energy(self, channel: str) -> Energy:
         """Return the energy of a channel other than "ce"."""

@@ -178,14 +178,16 @@ class Training:
             with self.parallel.accumulating(last=place == len(micro)):
                 with self.parallel.together():
                     part = self._forward(number, shared[self.ranks.rank])
-                    seen = Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said, part.scalars)
-                    features = self.features(seen)
+                    features = self.features(
+                        Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said, part.scalars)
+                    )
                 found, features = self.parallel.all(part.losses, features, sizes)
                 out = self.weighting(found.by_channel, features=features, mask=found.mask)
                 if gradients is not None:
                     gradients.add(part.losses, total)
+                part = self._detached(number, part, len(micro))  # before the backward pass, which needs the room
                 self.accelerator.backward(out.total * (sum(sizes) / total))
-            parts.append(self._detached(number, part, len(micro)))
+            parts.append(part)
             losses.append(_without_graph(found))
             outs.append(out)
         shown = any(part.part.counts["images"] for part in parts)
