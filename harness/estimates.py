@@ -12,7 +12,8 @@ optimiser   8 P, AdamW's two moments (Muon has one for its matrices: less)
 activations one block: a = T (16 h + w (6 h + 4 i)): four float32 copies of the residual stream (two norms, in and out), and the
             projections' inputs and outputs in w = 2 (bf16) or 4 bytes. Kept: n a; with checkpointing n 4 h T + a
 teacher     b_t P_t + a of its own block, b_t by ``teacher_dtype``; nothing is kept for a backward pass; 0 without a teacher
-logits      4 N V each: 3 for CE alone (logits, log-softmax, gradient), and 4 more for a teacher and an energy (METHOD 2.10)
+logits      4 N V each, at most 2^24 of them at once (docs/performance.md, chunks): 3 for CE alone (logits, log-softmax,
+            gradient), and 4 more for a teacher and an energy (METHOD 2.10)
 spans       4 R v V each, with v tokens an image: 4 (two models, log-softmaxes) where an energy compares logits at images
 context     1e9 for CUDA itself, and 10 % of the sum for fragmentation
 ==========  ==========================================================================================================
@@ -34,6 +35,8 @@ TEMPLATE = 40
 CONTEXT = 1e9
 FRAGMENTATION = 0.1
 _WIDTH = {"float32": 4, "bfloat16": 2}
+#: Logits of one model that exist at once, as students/stored.py has it; energies of samples that read logits see all.
+AT_ONCE = 1 << 24
 _CE_LOGITS, _ENERGY_LOGITS, _SPAN_LOGITS = 3, 4, 4
 
 
@@ -70,16 +73,23 @@ def learned(options: DistilOptions, student: ModelSize) -> float:
 
 
 def memory(
-    options: DistilOptions, student: ModelSize, teacher: ModelSize | None, words: float, energies: int, spans: bool = False
+    options: DistilOptions,
+    student: ModelSize,
+    teacher: ModelSize | None,
+    words: float,
+    energies: int,
+    spans: bool = False,
+    whole: bool = False,
 ) -> dict[str, float]:
     """Return the GPU memory of one training in bytes, by what it is for; see the module's docstring.
 
     Args:
         options: of the training.
-        student, teacher: their sizes; no teacher where none is read.
+        student, teacher: their sizes; no teacher where none runs beside the student.
         words: mean words of a row's text.
         energies: channels that compare with the teacher.
         spans: whether one of them compares logits at the vision tokens.
+        whole: whether one of them needs the logits of all tokens at once.
     """
     shape = rows(options, student, words)
     tokens = shape.count * shape.longest
@@ -88,7 +98,7 @@ def memory(
     learns = learned(options, student)
     block = _block(student, tokens, width)
     kept = student.layers * 4.0 * student.hidden * tokens + block if options.gradient_checkpointing else student.layers * block
-    supervised = shape.count * max(1, shape.longest - student.vision_tokens)
+    logits = shape.count * max(1, shape.longest - student.vision_tokens) * student.vocabulary
     parts = {
         "weights": 4.0 * learns + _WIDTH[options.frozen_dtype] * (student.parameters - learns),
         "casts": 2.0 * learns if half else 0.0,
@@ -96,7 +106,7 @@ def memory(
         "optimiser": 8.0 * learns,
         "activations": kept,
         "teacher": 0.0,
-        "logits": 4.0 * supervised * student.vocabulary * (_CE_LOGITS + (_ENERGY_LOGITS if energies else 0)),
+        "logits": 4.0 * (logits if whole else min(logits, AT_ONCE)) * (_CE_LOGITS + (_ENERGY_LOGITS if energies else 0)),
     }
     if spans:
         parts["spans"] = 4.0 * shape.count * student.vision_tokens * student.vocabulary * _SPAN_LOGITS

@@ -20,7 +20,7 @@ from harness.missing import Missing
 from harness.real import Assemble, ModelSize, TrainingStage
 from harness.stages import corpus
 from harness.training_plan import corpus_places
-from students import registry
+from students.teacher_signal import declared
 
 #: What a number is known from: files that are here, the size of such files, or what the preset declares.
 Known = Literal["its files", "its file sizes", "the preset"]
@@ -98,28 +98,26 @@ def trainings(blueprint: Blueprint, root: Path, known: Mapping[str, Sized]) -> l
     """Return the stages of the training; counts of an index that is there replace the preset's."""
     found = []
     channels = [load_recipe(name).energies for name, _ in blueprint.students]
-    energies = max(map(len, channels), default=0)
-    spans = any(_compares_spans(energy) for each in channels for energy in each)
+    energies, signal = max(map(len, channels), default=0), blueprint.training.signal
+    read = {energy: declared.declared(energy) for each in channels for energy in each}
+    spans = any("vision_logits" in each.taps for each in read.values())
+    whole = not all(each.by_tokens for each in read.values())
     for stage in blueprint.preset.stages:
         source = blueprint.preset.corpora[stage.corpus]
         index = root / corpus.target(stage.corpus) / "corpus.json"
         rows = int(read_json(index)["rows"]) if index.is_file() else source.rows
         words = source.words or _WORDS
         memory = plain = None
-        if "base" in known and (not energies or "teacher" in known):
-            teacher = known["teacher"].size if energies else None
-            memory = estimates.memory(stage.training, known["base"].size, teacher, words, energies, spans)
+        # a student that hears the cached signal has no teacher beside it
+        live = any(load_recipe(name).energies and not signal.hears(name, stage.training) for name, _ in blueprint.students)
+        if "base" in known and (not live or "teacher" in known):
+            teacher = known["teacher"].size if live else None
+            memory = estimates.memory(stage.training, known["base"].size, teacher, words, energies, spans, whole)
             kept = stage.training.model_copy(update={"gradient_checkpointing": False})
-            plain = estimates.memory(kept, known["base"].size, teacher, words, energies, spans)["activations"]
+            plain = estimates.memory(kept, known["base"].size, teacher, words, energies, spans, whole)["activations"]
         steps = stage.training.steps if rows is None else estimates.steps(stage.training, rows)
         found.append(Training(stage, rows, "its files" if index.is_file() else "the preset", words, steps, memory, plain))
     return found
-
-
-def _compares_spans(energy: str) -> bool:
-    """Say whether an energy reads logits at the vision tokens, by its source: importing it would import torch."""
-    source = Path(registry.__file__).parent / "energies" / f"{energy}.py"
-    return '"vision_logits"' in source.read_text(encoding="utf-8")
 
 
 def disk(blueprint: Blueprint, root: Path, known: Mapping[str, Sized]) -> dict[str, float]:

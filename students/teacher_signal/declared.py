@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from students import registry
@@ -22,10 +22,12 @@ class Declared:
     Attributes:
         taps: beside its distributions.
         bins: whether bins over its likeliest tokens will do, with the energy's usual options.
+        by_tokens: whether some of the tokens may be compared without the others (:attr:`students.losses.Losses.by_tokens`).
     """
 
     taps: frozenset[str]
     bins: bool
+    by_tokens: bool = True
 
 
 @functools.cache
@@ -48,9 +50,14 @@ def declared(name: str) -> Declared:
         if isinstance(target, ast.Name)
     }
     words = {c.value for c in ast.walk(said["needs"]) if isinstance(c, ast.Constant)} if "needs" in said else set()
-    bins = said.get("bins")
-    whole = isinstance(bins, ast.Constant) and bins.value is False
-    return Declared(frozenset(str(word) for word in words) & _TAPS, not whole)
+    samples = _constant(said, "level") == "sample" and _constant(said, "reads_logits") is not False
+    return Declared(frozenset(str(word) for word in words) & _TAPS, _constant(said, "bins") is not False, not samples)
+
+
+def _constant(said: Mapping[str, ast.expr], name: str) -> object:
+    """Return a constant that a class sets, None where it does not."""
+    value = said.get(name)
+    return value.value if isinstance(value, ast.Constant) else None
 
 
 def taps(energies: Iterable[str]) -> frozenset[str]:

@@ -8,11 +8,16 @@ from small_models import model
 
 from harness import blueprint, config, estimates, outlook, probe
 from harness.real import ModelSize
+from students import energies, stored
+from students.losses import Losses
 from students.options import DistilOptions
+from students.recipe import Variant, parse
+from students.teacher_signal import declared
 
 SMALL = ModelSize(
     parameters=1000, tower=100, hidden=10, layers=3, intermediate=20, vocabulary=50, vision_tokens=4, gib=1.0
 )  # fmt: skip
+WIDTHS = {"vision": (10, 20), "attention": (2, 4), "vision_logits": (50, 50)}
 LARGE = SMALL.model_copy(update={"parameters": 5000, "hidden": 20, "intermediate": 40})
 
 
@@ -47,8 +52,19 @@ def test_logits_at_vision_tokens_by_hand():
     options = DistilOptions(steps=1, rows=2, max_length=16, optimiser="adamw")
     assert estimates.memory(options, SMALL, LARGE, 5, 1, spans=True)["spans"] == 4 * 2 * 4 * 50 * 4
     assert "spans" not in estimates.memory(options, SMALL, LARGE, 5, 1)
-    read = {name for name in ("fkl", "fd", "align_kd", "llava_kd", "cosine_probs") if outlook._compares_spans(name)}
+    read = {name for name in energies.names() if "vision_logits" in declared.declared(name).taps}
     assert read == {"llava_kd"}
+
+
+def test_logits_exist_in_chunks_unless_an_energy_needs_all_of_them():
+    options = DistilOptions(steps=1, rows=2, max_length=16, optimiser="adamw")
+    wide = SMALL.model_copy(update={"vocabulary": 10**6})
+    assert estimates.AT_ONCE == stored.LIMIT
+    assert estimates.memory(options, wide, None, 5, 0)["logits"] == 4 * stored.LIMIT * 3
+    assert estimates.memory(options, wide, LARGE, 5, 1)["logits"] == 4 * stored.LIMIT * 7
+    assert estimates.memory(options, wide, LARGE, 5, 1, whole=True)["logits"] == 4 * 2 * (16 - 4) * 10**6 * 7
+    for name in energies.names():
+        assert declared.declared(name).by_tokens == Losses(parse(name), Variant(), WIDTHS, 50).by_tokens, name
 
 
 def test_what_learns():
@@ -119,6 +135,24 @@ def two_stages(tmp_path):
     chosen = [config.load_recipe(word) for word in ("ce", "ce+cosine_probs@task")]
     given = preset.models.model_copy(update={"external": {}})
     return blueprint.Blueprint(preset, given, None, blueprint.cells(chosen, [0, 1], ["pope@miniature"]), tmp_path)
+
+
+def test_a_teacher_takes_memory_only_where_it_runs_beside_a_student(two_stages, tmp_path):
+    def teachers(live, energy):
+        stages = tuple(
+            stage.model_copy(update={"training": stage.training.model_copy(update={"live_teacher": live})})
+            for stage in two_stages.preset.stages
+        )
+        chosen = [config.load_recipe("ce"), config.load_recipe(energy)]
+        cells = blueprint.cells(chosen, [0], ["pope@miniature"])
+        made = blueprint.Blueprint(
+            two_stages.preset.model_copy(update={"stages": stages}), two_stages.models, None, cells, tmp_path
+        )
+        return [each.memory["teacher"] for each in outlook.trainings(made, tmp_path, outlook.sizes(made))]
+
+    assert min(teachers(True, "ce+fkl@task")) > 0
+    assert teachers(False, "ce+fkl@task") == [0, 0]
+    assert min(teachers(False, "ce+align_kd@task")) > 0, "it reads attention maps, which are not kept"
 
 
 def say_hours(two_stages, tmp_path, lost=False, device="cuda"):
