@@ -10,7 +10,8 @@ casts       2 P under bf16 autocast, which keeps a bfloat16 copy of each weight 
 gradients   4 P
 optimiser   8 P, AdamW's two moments (Muon has one for its matrices: less)
 activations one block: a = T (16 h + w (6 h + 4 i)): four float32 copies of the residual stream (two norms, in and out), and the
-            projections' inputs and outputs in w = 2 (bf16) or 4 bytes. Kept: n a; with checkpointing n 4 h T + a
+            projections' inputs and outputs in w = 2 (bf16) or 4 bytes. Kept: n a; with checkpointing n 4 h T + a;
+            selective, with the matrix products' outputs, n T (4 h + w (6 h + 2 i)) + a
 teacher     b_t P_t + a of its own block, b_t by ``teacher_dtype``; nothing is kept for a backward pass; 0 without a teacher
 logits      4 N V each, at most 2^24 of them at once (docs/performance.md, chunks): 3 for CE alone (logits, log-softmax,
             gradient), and 4 more for a teacher and an energy (METHOD 2.10)
@@ -97,7 +98,12 @@ def memory(
     width = 2 if half else 4
     learns = learned(options, student)
     block = _block(student, tokens, width)
-    kept = student.layers * 4.0 * student.hidden * tokens + block if options.gradient_checkpointing else student.layers * block
+    kept = student.layers * block
+    if options.gradient_checkpointing:
+        outputs = (
+            width * (6 * student.hidden + 2 * student.intermediate) if options.gradient_checkpointing == "selective" else 0
+        )
+        kept = student.layers * tokens * (4.0 * student.hidden + outputs) + block
     logits = shape.count * max(1, shape.longest - student.vision_tokens) * student.vocabulary
     parts = {
         "weights": 4.0 * learns + _WIDTH[options.frozen_dtype] * (student.parameters - learns),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.base import digest
-from students import lora, models
+from students import lora, models, recompute
 from students.checkpoint import digest_tensors
 from students.sharding import like, whole
 
@@ -45,11 +45,7 @@ class Learning:
             # transformers takes the first parameter's type for the model's, and casts image features to it
             first, embedding = next(adapter.model.parameters()), adapter.model.get_input_embeddings().weight
             first.data = first.data.to(embedding.dtype)
-        if options.gradient_checkpointing:
-            # one method under two names: transformers renamed it between the versions that this runs with
-            model = adapter.model
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+        recompute.enable(adapter.model, options.gradient_checkpointing)
         self.teacher: Adapter | None = None
         self.before = self._digests()
 

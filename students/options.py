@@ -64,7 +64,8 @@ class DistilOptions(Strict):
         overlong: what becomes of a row of which ``max_length`` leaves nothing to learn: "stop" names it, "replace" lets the
             next row of its kind take its place, counted.
         template: conversation format of streams ("plain", "v1" for mobilevlm); None for the processor's own.
-        gradient_checkpointing: recompute the blocks' activations in the backward pass instead of keeping them.
+        gradient_checkpointing: recompute the blocks' activations in the backward pass instead of keeping them; "selective":
+            all but matrix products and attention, nearly as fast as keeping them (docs/performance.md).
         lora: learn low-rank matrices in place of the language model's own; None to learn all of it.
         learn: the parts that learn.
         save_every: steps between two resume points; None for no resume points.
@@ -97,7 +98,7 @@ class DistilOptions(Strict):
     max_length: Count | None = None
     overlong: Literal["stop", "replace"] = "stop"
     template: str | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal[True, False, "selective"] = False
     lora: Lora | None = None
     learn: tuple[Part, ...] = ("language", "projector")
     save_every: Count | None = None

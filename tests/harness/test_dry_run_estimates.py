@@ -43,6 +43,10 @@ def test_memory_without_checkpointing_teacher_or_half_precision_by_hand():
     options = DistilOptions(steps=1, rows=2, max_length=16, optimiser="adamw")
     parts = estimates.memory(options, SMALL, None, words=5, energies=0)
     assert parts["activations"] == 3 * 32 * (16 * 10 + 4 * (6 * 10 + 4 * 20))
+    again = estimates.memory(
+        options.model_copy(update={"gradient_checkpointing": "selective"}), SMALL, None, words=5, energies=0
+    )
+    assert again["activations"] == 3 * 32 * (4 * 10 + 4 * (6 * 10 + 2 * 20)) + parts["activations"] / 3
     assert parts["weights"] == 4 * 1000
     assert (parts["casts"], parts["teacher"]) == (0, 0)
     assert parts["logits"] == 4 * 2 * (16 - 4) * 50 * 3

@@ -66,7 +66,7 @@ SLOW = [
     case("ce+taid@famo", micro=1, limit=CHUNK, variant=FAST_TAID),
     case("ce+fkl@instance", "untied", rows=6, limit=3000, variant=LOOKING),
     case("ce+fkl@gradnorm", "live", micro=2, limit=CHUNK),
-    case("ce+ctkd+fd@instance", "stream", rows=6, micro=1, limit=3000, gradient_checkpointing=True),
+    case("ce+ctkd+fd@instance", "stream", rows=6, micro=1, limit=3000, gradient_checkpointing="selective"),
     case("ce+fkl@task", "stream", rows=6, lora=Lora(rank=2, alpha=4, dropout=0.0, targets=("q_proj",))),
 ]
 #: What is killed at step 7 and resumed after step 6, and the same in one go.

@@ -10,7 +10,7 @@ import transformers
 from twin_families import FAMILIES, GRID, picture, talk, twin
 
 from harness.base import UserError
-from students import models
+from students import models, recompute
 from students.data.conversations import NothingToLearn
 
 PICTURES = [picture(40, 60), picture(70, 33, 1), picture(33, 90, 2), picture(64, 64, 3)]
@@ -267,6 +267,22 @@ def test_gradients_reach_what_learns_and_nothing_else(adapter):
         assert any(p.grad.abs().max() > 0 for p in adapter.language.parameters())
     finally:
         adapter.model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("how", [True, "selective"])
+def test_gradients_are_the_same_where_activations_are_recomputed(folders, family, how):
+    found = []
+    for again in (False, how):
+        adapter = models.load(folders[family])
+        recompute.enable(adapter.model, again)
+        adapter.model.train()
+        batch = adapter.collate([adapter.row(*TALKS[name]) for name in ("several", "text")], (0, 1))
+        adapter.head(adapter.supervised(adapter.hidden(batch), batch)).logsumexp(-1).sum().backward()
+        found.append({name: parameter.grad for name, parameter in adapter.trainable() if parameter.grad is not None})
+    kept, recomputed = found
+    assert kept.keys() == recomputed.keys()
+    for name, gradient in kept.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_other_types_load_and_run(folders, family):

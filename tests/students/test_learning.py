@@ -6,9 +6,10 @@ import math
 import pydantic
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.base import UserError
-from students import checkpoint, shortage
+from students import checkpoint, recompute, shortage
 from students.models.llava import LlavaAdapter
 from students.optimise import Optimiser, fall
 from students.options import DistilOptions, Lora
@@ -113,25 +114,40 @@ def test_the_projector_has_its_own_rate_and_norms_do_not_decay(folders):
     assert len(matrices) == 7  # one block: four of attention, three of the MLP
 
 
-def test_recomputed_activations_change_nothing_but_rounding(train):
+@pytest.mark.parametrize("how", [True, "selective"])
+def test_recomputed_activations_change_nothing_but_rounding(train, how):
     plain = train("ce+fkl+fd@instance", "plain", options=TINY)
-    again = train("ce+fkl+fd@instance", "again", options=TINY.model_copy(update={"gradient_checkpointing": True}))
+    again = train("ce+fkl+fd@instance", "again", options=TINY.model_copy(update={"gradient_checkpointing": how}))
     for name, value in weights(plain / "student").items():
         torch.testing.assert_close(weights(again / "student")[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_activations_are_really_recomputed(train, monkeypatch):
-    from transformers.models.llama.modeling_llama import LlamaMLP
+class Count(TorchDispatchMode):
+    """How often an operation runs."""
 
-    calls = []
-    plain = LlamaMLP.forward
-    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: (calls.append(1), plain(self, x))[1])
-    counts = []
-    for checkpointing in (False, True):
-        calls.clear()
-        train("ce", str(checkpointing), options=TINY.model_copy(update={"gradient_checkpointing": checkpointing}))
-        counts.append(len(calls))
-    assert counts == [4, 8]
+    def __init__(self, operation):
+        super().__init__()
+        self.operation, self.count = operation, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is self.operation
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("how", "silus", "attentions"), [(False, 1, 1), ("selective", 2, 1), (True, 2, 2)])
+def test_what_is_recomputed(folders, how, silus, attentions):
+    """All of a block, or all but its products and its attention."""
+    adapter = LlavaAdapter.load(folders / "base")
+    recompute.enable(adapter.model, how)
+    adapter.model.train()
+    given = {"input_ids": torch.tensor([[3, 4, 5, 6]]), "use_cache": False}
+    kinds = torch.ops.aten.silu.default, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    found = []
+    for kind in kinds:
+        with Count(kind) as counted:
+            adapter.model(**given).logits.sum().backward()
+        found.append(counted.count)
+    assert found == [silus, attentions]
 
 
 def test_half_precision_keeps_float32_master_weights(train, folders, monkeypatch):
