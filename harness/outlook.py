@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,20 +194,28 @@ def _hours(console: Console, blueprint: Blueprint, root: Path, planned: Sequence
     base, teacher = root / blueprint.sources.place("base"), root / blueprint.sources.place("teacher")
     named = [load_recipe(name) for name in dict.fromkeys(name for name, _ in blueprint.students)]
     scratch = next(place for place in (root, *root.parents) if place.is_dir())
-    total = 0.0
+    total, plan = 0.0, blueprint.training.signal
     for each in planned:
         options = each.stage.training
-        for recipe in named:
-            variant = load_variant(recipe.variant) if recipe.variant else None
-            taught = teacher if recipe.energies else None
-            timing = probe.probe(recipe, variant, options, base, taught, each.words, "cuda", scratch)
-            if each.steps is None:
-                continue
-            seeds = sum(name == recipe.name for name, _ in blueprint.students)
-            hours = probe.hours(timing, options, each.steps)
-            total += hours * seeds
-            memory = "" if timing.peak is None else f", peak {timing.peak / needs.GB:.1f} GB"
-            _say(console, f"hours: {recipe.name} {each.stage.name} {hours:.1f} h a seed, timed on made-up rows{memory}")
+        with tempfile.TemporaryDirectory(dir=scratch, prefix=".probe-") as name:
+            said = Path(name) / "signal"
+            if any(plan.hears(recipe.name, options) for recipe in named):
+                a_row = probe.signal(options, teacher, each.words, "cuda", said)
+                if each.rows is not None:
+                    once = a_row * each.rows / 3600
+                    total += once
+                    _say(console, f"hours: teacher signal {each.stage.name} {once:.1f} h, once for all students")
+            for recipe in named:
+                variant = load_variant(recipe.variant) if recipe.variant else None
+                taught, heard = teacher if recipe.energies else None, said if plan.hears(recipe.name, options) else None
+                timing = probe.probe(recipe, variant, options, base, taught, each.words, "cuda", scratch, heard)
+                if each.steps is None:
+                    continue
+                seeds = sum(name == recipe.name for name, _ in blueprint.students)
+                hours = probe.hours(timing, options, each.steps)
+                total += hours * seeds
+                memory = "" if timing.peak is None else f", peak {timing.peak / needs.GB:.1f} GB"
+                _say(console, f"hours: {recipe.name} {each.stage.name} {hours:.1f} h a seed, timed on made-up rows{memory}")
     _say(console, f"hours: {total:.1f} for all training, evaluation not included")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from harness.base import UserError, digest, read_json, read_jsonl
 from harness.estimates import TOKENS_PER_WORD
+from harness.signal_plan import ROOM
 from students.data.conversations import IMAGE, Conversation, Turn
 from students.options import DistilOptions
 from students.recipe import Recipe, Variant
@@ -86,6 +88,28 @@ class Timing:
     peak: int | None
 
 
+def signal(options: DistilOptions, teacher: Path, words: float, device: Literal["cpu", "cuda"], out: Path) -> float:
+    """Ask the teacher about the made-up rows, as is done once for all students; return the seconds a row.
+
+    Args:
+        options: of the stage that is timed.
+        teacher: checkpoint folder.
+        words: mean words of a row.
+        device: where.
+        out: new folder for what the teacher says, which :func:`probe` takes as ``said``.
+    """
+    from students.teacher_signal import streams
+
+    short, corpus = _shortened(options, words)
+    seen: list[tuple[int, float]] = []
+    streams.cache(
+        teacher, corpus, out, lambda done, _: seen.append((done, time.perf_counter())), rows=short.micro_rows or short.rows,
+        device=device, dtype=options.teacher_dtype, template=options.template, limit=_limit(options),
+    )  # fmt: skip
+    (rows, started), (last, ended) = seen[COLD - 1], seen[-1]
+    return (ended - started) / (last - rows)
+
+
 def probe(
     recipe: Recipe,
     variant: Variant | None,
@@ -95,6 +119,7 @@ def probe(
     words: float,
     device: Literal["cpu", "cuda"],
     scratch: Path,
+    said: Path | None = None,
 ) -> Timing:
     """Train on made-up rows for a few steps.
 
@@ -105,6 +130,7 @@ def probe(
         words: mean words of a row.
         device: where.
         scratch: a folder with room for one checkpoint, which is removed afterwards.
+        said: what :func:`signal` wrote, for a student that hears it; None where the teacher runs beside the student.
 
     Raises:
         UserError: when the models do not fit together, or not on the device.
@@ -112,6 +138,27 @@ def probe(
     from students import distil as distiller
     from students.inputs import StreamInputs
 
+    short, corpus = _shortened(options, words)
+    heard = None
+    if said is not None and teacher is not None:
+        from students.teacher_signal.keys import stream_key
+        from students.teacher_signal.stream_reading import StreamSignal
+
+        key = stream_key(teacher, corpus, options.template, _limit(options), options.teacher_dtype)
+        heard = StreamSignal.load(said, key)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".probe-") as name:
+        out = Path(name) / "student"
+        inputs = StreamInputs(base, corpus, teacher, signal=heard)
+        distiller.distil(recipe, short, inputs, 0, out, lambda *_: None, device=device, variant=variant)
+        counted = [float(row["seconds"]) for row in read_jsonl(out / "dynamics.jsonl")][COLD:]
+        if not counted:
+            raise UserError("the probe took no step that counts")
+        peak = read_json(out / "cost.json")["peak_memory_bytes"]
+    return Timing(sum(counted) / len(counted) / PASSES, peak)
+
+
+def _shortened(options: DistilOptions, words: float) -> tuple[DistilOptions, MadeUp]:
+    """Return a stage's options for a few steps, and rows for them."""
     rows = (options.micro_rows or options.rows) * PASSES
     short = options.model_copy(
         update={
@@ -120,16 +167,11 @@ def probe(
         }
     )  # fmt: skip
     fitting = int(words) if options.max_length is None else min(int(words), int(options.max_length / TOKENS_PER_WORD))
-    corpus = MadeUp(rows * STEPS, max(2, fitting))
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".probe-") as name:
-        out = Path(name) / "student"
-        inputs = StreamInputs(base, corpus, teacher)
-        distiller.distil(recipe, short, inputs, 0, out, lambda *_: None, device=device, variant=variant)
-        counted = [float(row["seconds"]) for row in read_jsonl(out / "dynamics.jsonl")][COLD:]
-        if not counted:
-            raise UserError("the probe took no step that counts")
-        peak = read_json(out / "cost.json")["peak_memory_bytes"]
-    return Timing(sum(counted) / len(counted) / PASSES, peak)
+    return short, MadeUp(rows * STEPS, max(2, fitting))
+
+
+def _limit(options: DistilOptions) -> int | None:
+    return None if options.max_length is None else options.max_length + ROOM
 
 
 def hours(timing: Timing, options: DistilOptions, steps: int) -> float:

@@ -141,17 +141,21 @@ def two_stages(tmp_path):
     return blueprint.Blueprint(preset, given, None, blueprint.cells(chosen, [0, 1], ["pope@miniature"]), tmp_path)
 
 
+def with_teacher(two_stages, tmp_path, live, *recipes, seeds=(0,)):
+    """The same plan for other recipes, with the teacher beside the students or its signal stored."""
+    stages = tuple(
+        stage.model_copy(update={"training": stage.training.model_copy(update={"live_teacher": live})})
+        for stage in two_stages.preset.stages
+    )
+    cells = blueprint.cells([config.load_recipe(word) for word in recipes], list(seeds), ["pope@miniature"])
+    return blueprint.Blueprint(
+        two_stages.preset.model_copy(update={"stages": stages}), two_stages.models, None, cells, tmp_path
+    )
+
+
 def test_a_teacher_takes_memory_only_where_it_runs_beside_a_student(two_stages, tmp_path):
     def teachers(live, energy):
-        stages = tuple(
-            stage.model_copy(update={"training": stage.training.model_copy(update={"live_teacher": live})})
-            for stage in two_stages.preset.stages
-        )
-        chosen = [config.load_recipe("ce"), config.load_recipe(energy)]
-        cells = blueprint.cells(chosen, [0], ["pope@miniature"])
-        made = blueprint.Blueprint(
-            two_stages.preset.model_copy(update={"stages": stages}), two_stages.models, None, cells, tmp_path
-        )
+        made = with_teacher(two_stages, tmp_path, live, "ce", energy)
         return [each.memory["teacher"] for each in outlook.trainings(made, tmp_path, outlook.sizes(made))]
 
     assert min(teachers(True, "ce+fkl@task")) > 0
@@ -169,7 +173,8 @@ def say_hours(two_stages, tmp_path, lost=False, device="cuda"):
 def test_hours_are_those_of_the_probe_times_steps_passes_and_seeds(two_stages, tmp_path, monkeypatch):
     asked = []
 
-    def stub(recipe, variant, options, base, teacher, words, device, scratch):
+    def stub(recipe, variant, options, base, teacher, words, device, scratch, said):
+        assert said is None, "the preset's teacher is live"
         asked.append((recipe.name, options.max_length, base.name, teacher if teacher is None else teacher.name, words))
         return probe.Timing(0.5, 3 * 10**9)
 
@@ -182,6 +187,24 @@ def test_hours_are_those_of_the_probe_times_steps_passes_and_seeds(two_stages, t
     captions, instructions = 9734 * 16 * 0.5 / 3600, 18968 * 32 * 0.5 / 3600
     assert f"ce captions {captions:.1f} h a seed, timed on made-up rows, peak 3.0 GB" in said
     assert f"hours: {2 * 2 * (captions + instructions):.1f} for all training" in said
+
+
+def test_hours_of_students_that_hear_a_signal_count_the_teacher_once(two_stages, tmp_path, monkeypatch):
+    made = with_teacher(two_stages, tmp_path, False, "ce", "ce+cosine_probs@task", seeds=(0, 1))
+    heard = []
+
+    def stub(recipe, variant, options, base, teacher, words, device, scratch, said):
+        heard.append((recipe.name, said is not None))
+        return probe.Timing(0.5, None)
+
+    monkeypatch.setattr(probe, "probe", stub)
+    monkeypatch.setattr(probe, "signal", lambda options, teacher, words, device, out: 0.01)
+    said = say_hours(made, tmp_path)
+    assert heard == 2 * [("ce", False), ("ce+cosine_probs@task", True)]
+    captions, instructions = 9734 * 16 * 0.5 / 3600, 18968 * 32 * 0.5 / 3600
+    once = 1_246_000 * 0.01 / 3600, 2_428_000 * 0.01 / 3600
+    assert f"teacher signal captions {once[0]:.1f} h, once for all students" in said
+    assert f"hours: {2 * 2 * (captions + instructions) + sum(once):.1f} for all training" in said
 
 
 def test_no_hours_without_a_gpu_or_without_the_models(two_stages, tmp_path, monkeypatch):

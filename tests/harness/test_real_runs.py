@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -277,3 +278,11 @@ def test_hours_come_from_the_real_code(world, tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is left of it"
     assert probe.hours(timing, options, 100) == pytest.approx(100 * 4 * timing.seconds / 3600)
     json.dumps({"seconds": timing.seconds})
+    with tempfile.TemporaryDirectory() as name:
+        a_row = probe.signal(options, world / "teacher", 20.0, "cpu", Path(name) / "signal")
+        assert a_row > 0
+        # a folder that is no teacher: whoever hears a signal loads none, and what was said belongs to who said it
+        given = (parse("ce+fkl@instance"), None, options, world / "public", world / "teacher", 20.0, "cpu", tmp_path)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("students.taps.frozen", lambda *_: pytest.fail("a teacher was loaded"))
+            assert probe.probe(*given, Path(name) / "signal").seconds > 0
