@@ -32,6 +32,10 @@ class ChannelLosses:
     by_channel: dict[str, Tensor]
     mask: dict[str, Tensor]
 
+    def detached(self) -> ChannelLosses:
+        """Return the same without a graph."""
+        return ChannelLosses({c: v.detach() for c, v in self.by_channel.items()}, self.mask)
+
     def presence(self) -> dict[str, Tensor]:
         """Return {channel: [B] bool}, for every channel."""
         return {c: self.mask.get(c, torch.ones_like(v, dtype=torch.bool)) for c, v in self.by_channel.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -178,9 +178,7 @@ class Training:
             with self.parallel.accumulating(last=place == len(micro)):
                 with self.parallel.together():
                     part = self._forward(number, shared[self.ranks.rank])
-                    features = self.features(
-                        Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said, part.scalars)
-                    )
+                    features = self.features(_seen(part))
                 found, features = self.parallel.all(part.losses, features, sizes)
                 out = self.weighting(found.by_channel, features=features, mask=found.mask)
                 if gradients is not None:
@@ -188,7 +186,7 @@ class Training:
                 part = self._detached(number, part, len(micro))  # before the backward pass, which needs the room
                 self.accelerator.backward(out.total * (sum(sizes) / total))
             parts.append(part)
-            losses.append(_without_graph(found))
+            losses.append(found.detached())
             outs.append(out)
         shown = any(part.part.counts["images"] for part in parts)
         self.parallel.complete(self.losses, self.adapter, shown)
@@ -216,24 +214,22 @@ class Training:
         self.load.rows, self.load.longest = len(rows), part.longest
         batch = part.batch.to(self.accelerator.device)
         if self.parallel.sharded:  # the head's weights are whole inside the engine's pass alone
-            with self.accelerator.autocast():
-                hidden, logits, mine = self.parallel.run(self._student, batch)
+            hidden, logits, mine = self.parallel.run(self._student, batch, self.adapter.head)
             said = self._hear(number, part, batch, mine)
             read = self.head.of_logits(logits, batch, said)
         else:
             hidden, said, read = self.parallel.run(self._compare, number, part, batch)
         return Passed(part, batch, hidden, read.logits, said, read.losses, read.scalars, read.shown)
 
-    def _student(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Hidden states [R, L, H], logits [N, V] at the supervised tokens, and taps, of rows on the device."""
-        hidden, mine = self.adapter.observe(batch, self.wanted)
-        return hidden, self.adapter.head(self.adapter.supervised(hidden, batch)), mine
+    def _student(self, batch: Batch, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Hidden states [R, L, H], what ``head`` makes of those at the supervised tokens, and taps, of rows on the device."""
+        with self.accelerator.autocast():
+            hidden, mine = self.adapter.observe(batch, self.wanted)
+            return hidden, head(self.adapter.supervised(hidden, batch)), mine
 
     def _compare(self, number: int, part: Part, batch: Batch) -> tuple[Tensor, Said | None, Read]:
         """Hidden states [R, L, H], what the teacher says, and the losses, of rows on the device."""
-        with self.accelerator.autocast():
-            hidden, mine = self.adapter.observe(batch, self.wanted)
-            states = self.adapter.supervised(hidden, batch)
+        hidden, states, mine = self._student(batch, lambda states: states)
         said = self._hear(number, part, batch, mine)
         return hidden, said, self.head(states, batch, said, number in (1, self.steps))
 
@@ -260,8 +256,7 @@ class Training:
 
     def _detached(self, number: int, passed: Passed, parts: int) -> Passed:
         """Let go of the graph, of hidden states and taps, and of logits that nobody will look at."""
-        losses = _without_graph(passed.losses)
-        logits, said = passed.logits.detach(), passed.said
+        losses, logits, said = passed.losses.detached(), passed.logits.detach(), passed.said
         small = logits.numel() * parts * self.options.flush_every <= EVIDENCE_LIMIT
         # the first and the last step's logits become histograms; of chunks there are none to keep
         keep = (small or number in (1, self.steps)) and len(logits) == len(passed.batch.labels)
@@ -386,8 +381,8 @@ class Training:
         write_json(self.out / "training.json", totals | record)
 
 
-def _without_graph(losses: ChannelLosses) -> ChannelLosses:
-    return ChannelLosses({c: v.detach() for c, v in losses.by_channel.items()}, losses.mask)
+def _seen(part: Passed) -> Seen:
+    return Seen(part.batch, part.hidden.detach(), part.logits.detach(), part.said, part.scalars)
 
 
 def _joined(parts: Sequence[ChannelLosses]) -> dict[str, Tensor]:
