@@ -49,7 +49,7 @@ def folders(tmp_path_factory):
     def get(family, size="student"):
         if (family, size) not in made:
             folder = where / f"{family}-{size}"
-            made[family, size] = make(folder, size) if family == "mobilevlm" else twin(family, folder, size)
+            made[family, size] = mobilevlm_twin(folder, size) if family == "mobilevlm" else twin(family, folder, size)
         return made[family, size]
 
     return get
