@@ -2,12 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import harness
-from harness import blueprint, caching, config, manifest, plan, selection
+from harness import blueprint, caching, config, manifest, plan, selection, store
 from harness.stages import rows
 from harness.workers import Context, Settings
 
@@ -202,6 +203,55 @@ def test_they_take_no_more_than_was_planned(planned, root, tmp_path, family):
         assert plans(root / "elsewhere", stage).bytes is None
         takes = do(stage, root, tmp_path / "corpora" / "source" / "images")
         assert takes <= plans(root, stage).bytes < (2 if stage.id == "pictures/tiny" else 20) * takes
+
+
+def done(root, stage, stages, work):
+    digest = plan.stage_digest(root, stage, plan.Producers(stages))
+    store.begin(root, stage.id, digest, stage.targets, stage.resumes)
+    for target in stage.targets:
+        store.partial(root, target).parent.mkdir(parents=True, exist_ok=True)
+    work(stage)
+    store.commit(root, stage.id, digest, stage.version, stage.targets, 0.0, stage.cache)
+
+
+def test_a_cache_that_is_cut_off_or_stale_is_made_again(planned, root, tmp_path):
+    """By the ledger, before anybody opens it; another corpus or base is another digest."""
+    _, stages, _ = planned("llava", recipes="ce")
+    source = tmp_path / "corpora" / "source" / "images"
+    by_id = {stage.id: stage for stage in stages}
+    (root / "corpora" / "tiny").rename(root / "made")
+    done(root, by_id["corpus/tiny"], stages, lambda s: (root / "made").rename(store.partial(root, s.targets[0])))
+    stage = by_id["encode/tiny"]
+    stage.places["images"] = str(source)
+    done(root, stage, stages, lambda s: rows.tokens(Context(s, Settings(root, "cpu", 1), {}, lambda *_: None)))
+    found = plan.look(root, stages)
+    assert stage.id in found.done and not found.damaged
+    path = root / stage.targets[0] / "ids.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    found = plan.look(root, stages)
+    assert stage.id not in found.done
+    assert any("ids.npy" in line and "the cache is made again" in line for line in found.damaged)
+    changed = [replace(s, given={"base": "other"}) if s.id == stage.id else s for s in stages]
+    found = plan.look(root, changed)
+    assert stage.id not in found.done and not found.damaged
+
+
+def test_a_running_student_keeps_the_tokens_that_it_maps(planned, root, tmp_path):
+    """Though they are the least recently used, and another cache has no room beside them."""
+    _, stages, _ = planned("qwen2_vl", recipes="ce")
+    source = tmp_path / "corpora" / "source" / "images"
+    by_id = {stage.id: stage for stage in stages}
+    (root / "corpora" / "tiny").rename(root / "made")
+    done(root, by_id["corpus/tiny"], stages, lambda s: (root / "made").rename(store.partial(root, s.targets[0])))
+    tokens, other = by_id["encode/tiny"], by_id["pictures/tiny"]
+    place = tokens.places.pop("pictures")
+    tokens.places["images"] = str(source)
+    done(root, tokens, stages, lambda s: rows.tokens(Context(s, Settings(root, "cpu", 1), {}, lambda *_: None)))
+    tokens.places["pictures"] = place
+    keeper = caching.Keeper(root, stages, rows.planned_pictures(root, other).bytes + 100)
+    finished = {"corpus/tiny", tokens.id}
+    assert [cache.stage for cache in keeper.to_delete([other], finished, [])] == [tokens.id]
+    assert keeper.to_delete([other], finished, ["student/ce/seed0"]) is None
 
 
 def test_what_turns_out_not_to_fit_says_so_in_its_place(planned, root, tmp_path, monkeypatch):
