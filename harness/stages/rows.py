@@ -39,8 +39,8 @@ _TOKEN, _IMAGE, _ROW, _HEADERS = 5, 4, 16, 4096
 _ROUND = 40
 #: Bytes of a picture's name, sides and offset.
 _PER_PICTURE = 300
-#: Tokens that Vicuna's v1 adds to a conversation, at most: its sentence, and a turn's words.
-_V1 = 400
+#: Families whose format is in their code, and tokens that it adds at most: Vicuna's sentence, and a turn's words.
+_BUILT_IN, _V1 = ("mobilevlm", "tinyllava"), 400
 
 
 def tokens_target(label: str) -> str:
@@ -166,6 +166,8 @@ def tokens_bytes(root: Path, stage: Stage) -> int | None:
 
 def _template(folder: Path) -> int:
     """Return how many tokens a chat template adds to a message at most: the bytes of its text, marks counted as one."""
+    if read_json(folder / "config.json").get("model_type") in _BUILT_IN:
+        return _V1
     for name in ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json"):
         path = folder / name
         if not path.is_file():
