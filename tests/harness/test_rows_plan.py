@@ -1,5 +1,6 @@
 """Whose rows and pictures are kept: decided by reads and disk, with a reason, planned before it is written, in no digest."""
 
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 
 import harness
 from harness import blueprint, caching, config, manifest, plan, selection, store
+from harness.base import remove
 from harness.stages import rows
 from harness.workers import Context, Settings
 
@@ -234,6 +236,36 @@ def test_a_cache_that_is_cut_off_or_stale_is_made_again(planned, root, tmp_path)
     changed = [replace(s, given={"base": "other"}) if s.id == stage.id else s for s in stages]
     found = plan.look(root, changed)
     assert stage.id not in found.done and not found.damaged
+
+
+def test_the_stages_of_a_run_find_them(planned, root, tmp_path):
+    """Tokens from stored pictures; the count of the teacher's tokens; a first stage, and one that starts from it."""
+    _, stages, _ = planned("qwen2_vl", steps="steps: 4")
+    source = tmp_path / "corpora" / "source" / "images"
+    _, plain, _ = planned("qwen2_vl", steps="steps: 4", bound=1)
+    said = {}
+    for name, found in (("fed", stages), ("plain", plain)):
+        by_id = {stage.id: stage for stage in found}
+        for id in ("pictures/tiny", "encode/tiny", "teacher/count/tiny", "student/ce/seed0/one", "student/ce/seed0"):
+            if id not in by_id:
+                continue
+            stage = by_id[id]
+            stage.places["images"] = str(source)
+            module, _, function = stage.run.partition(":")
+            context = Context(stage, Settings(root, "cpu", 1), {}, lambda *_: None)
+            context.out(stage.targets[0]).parent.mkdir(parents=True, exist_ok=True)
+            getattr(importlib.import_module(module), function)(context)
+            remove(root / stage.targets[0])
+            context.out(stage.targets[0]).rename(root / stage.targets[0])
+        counted = (root / "teacher" / "count" / "tiny.json").read_text()
+        paths = [root / by_id[id].targets[0] for id in ("student/ce/seed0/one", "student/ce/seed0")]
+        facts = [json.loads((path / "training.json").read_text()) for path in paths]
+        weights = [(path / "student" / "model.safetensors").read_bytes() for path in paths]
+        said[name] = (counted, facts, weights)
+    read = {"tokens": {"student": f"tokens of {ROWS} rows, made once"}}
+    read["pictures"] = {"images": f"{images(root)} pictures, decoded once"}
+    assert said["fed"][1] == [{**facts, **read} for facts in said["plain"][1]]
+    assert (said["fed"][0], said["fed"][2]) == (said["plain"][0], said["plain"][2])
 
 
 def test_a_running_student_keeps_the_tokens_that_it_maps(planned, root, tmp_path):
