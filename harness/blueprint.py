@@ -15,6 +15,7 @@ from harness.config import Evaluation, Models, Preset, load_recipe
 from harness.plan import Stage, survey
 from harness.real import Requires
 from harness.resources import of_kind
+from harness.rows_plan import RowsPlan
 from harness.signal_form import Signal
 from harness.sources import ABSENT, NOTHING_ABSENT, Absent, Sources
 from harness.stages import collect, corpus, data, evaluate
@@ -91,6 +92,7 @@ class Blueprint:
         self._signature = functools.cache(data.signature)
         self.limit = limit if limit is not None else preset.evaluation.limit
         self.vision = VisionPlan(preset, self.sources, self.limit)
+        self.rows = RowsPlan(preset, self.sources, self.vision)
         listed = [*models.names, *(load_recipe(r).name for r in preset.recipes)]
         rank = {name: number for number, name in enumerate([*listed, *preset.protocols])}
         last = len(rank)
@@ -123,6 +125,16 @@ class Blueprint:
         self._collect()
         self._report()
         return self.vision.added(self._stages)
+
+    def settled(self, root: Path, stages: Sequence[Stage], bound: int | None) -> list[Stage]:
+        """Return the plan with the caches that only save work, as far as they are worth it and fit.
+
+        Args:
+            root: the run folder.
+            stages: from :meth:`stages`.
+            bound: bytes that caches may hold; None for no bound.
+        """
+        return self.rows.settled(root, self.vision.settled(root, stages, bound), bound)
 
     def _add(self, stage: Stage) -> None:
         cost = self.preset.seconds.get(stage.kind, _SECONDS[stage.kind])

@@ -100,6 +100,7 @@ def build(root: Path, plan: Blueprint, device: str, overrides: Mapping[str, Any]
         "failed": list(plan.failed),
         "signal": plan.training.signal.lines(root, dict.fromkeys(name for name, _ in plan.students)),
         "vision": [decision.line for decision in plan.vision.decisions],
+        **({"rows": [decision.line for decision in plan.rows.decisions]} if plan.rows.decisions else {}),
         "overrides": dict(overrides),
         "command": command,
     }

@@ -72,7 +72,7 @@ class Session:
     def _plan(self, absent: Absent = NOTHING_ABSENT) -> tuple[Blueprint, list[plan.Stage], set[str]]:
         wanted = widened(self.root, *self._given(), self._wanted, self._data_root, absent)
         blueprint = Blueprint(*self._given(), wanted, self._data_root, absent)
-        stages = blueprint.vision.settled(self.root, blueprint.stages(), self._bound)
+        stages = blueprint.settled(self.root, blueprint.stages(), self._bound)
         found = plan.look(self.root, stages)
         for line in found.damaged:
             self._say(line)
@@ -92,6 +92,8 @@ class Session:
         timed = not self.preset.requires.gpu  # a GPU's hours are not guessed: outlook measures them or says that it cannot
         for decision in blueprint.vision.decisions:
             self._say(f"vision tower on {decision.line}")
+        for made in blueprint.rows.decisions:
+            self._say(made.line)
         self._say_signal(blueprint)
         for line in caching.lines(self.root, stages, done, self._bound):
             self._say(line)
@@ -205,7 +207,7 @@ class Session:
         if not left:
             return None
         smaller = Blueprint(*self._given(), left, self._data_root, failed=_told(failures))
-        stages = smaller.vision.settled(self.root, smaller.stages(), self._bound)
+        stages = smaller.settled(self.root, smaller.stages(), self._bound)
         last = [stage for stage in stages if stage.kind in _LAST]
         before = {each.id for stage in last for each in plan.upstream(stage, stages)} - {stage.id for stage in last}
         if before & lost:

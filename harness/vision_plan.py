@@ -71,7 +71,7 @@ class VisionPlan:
         self._never = []
         made: set[str] = set()
         found: list[Stage] = []
-        family = None if self.sources.of("base") is None else self._family()
+        family = None if self.sources.of("base") is None else self.family()
         questions = self._questions(stages)
         for stage in stages:
             mine = self._for(stage, family, questions)
@@ -114,7 +114,7 @@ class VisionPlan:
             self._never.append(decision)
         return None
 
-    def _family(self) -> str | None:
+    def family(self) -> str | None:
         """Return the base's family; None where its files are not here yet, or damaged, which whoever loads them says."""
         source = self.sources.of("base")
         if isinstance(source, Train):
@@ -235,7 +235,7 @@ class VisionPlan:
             return Decision(what, False, why)
         declared = self._declared(stage) if count is None else count
         size = None if declared is None else vision.size(stage, declared, self._shape(root, stage))
-        limit, named = _limit(root, bound, 0 if bound is None else _others(root, stage, users, stages))
+        limit, named = limit_of(root, bound, 0 if bound is None else _others(root, stage, users, stages))
         if size is None and bound is not None and not there:
             return Decision(what, False, f"what they would take is not known before they are there, and {named} is a bound")
         if size is not None and size > limit and not there:
@@ -298,11 +298,11 @@ def _others(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[S
     producers = Producers(stages)
     beside = [{s.id for s in producers.upstream(each) if s.cache and s.kind != vision.KIND} for each in (stage, *users)]
     named = set().union(*beside)
-    sizes = {s.id: _taken(root, s) for s in stages if s.id in named}
+    sizes = {s.id: taken(root, s) for s in stages if s.id in named}
     return max(sum(sizes[name] for name in ids) for ids in beside)
 
 
-def _taken(root: Path, stage: Stage) -> int:
+def taken(root: Path, stage: Stage) -> int:
     """Return the bytes of another cache, as it lies there or else as planned.
 
     0 where no form of it fits into its bound: nobody may need it any more, and who does will hear it when it is to be made.
@@ -316,7 +316,7 @@ def _taken(root: Path, stage: Stage) -> int:
         return 0
 
 
-def _limit(root: Path, bound: int | None, others: int) -> tuple[int, str]:
+def limit_of(root: Path, bound: int | None, others: int) -> tuple[int, str]:
     """Return the bytes that features may take, and what says so."""
     if bound is not None:
         return max(0, bound - others), f"--cache-gb {bound / caching.GB:g} (beside other caches)"

@@ -83,6 +83,8 @@ class Feed(abc.ABC):
         planted: whether some samples are known to be blind.
         shared: V and the student's tokens, where there is a teacher: labels are of the V tokens that both know.
         vision: where features of images were stored: by model ("student", "teacher"), whether it read them, or why not.
+        tokens: where a corpus's tokens were stored: the same.
+        pictures: where a corpus's decoded pictures were stored ("images"): how many, or why not.
     """
 
     steps: int
@@ -90,6 +92,8 @@ class Feed(abc.ABC):
     planted: bool = False
     shared: tuple[int, Sequence[str]] | None = None
     vision: Mapping[str, str] = MappingProxyType({})
+    tokens: Mapping[str, str] = MappingProxyType({})
+    pictures: Mapping[str, str] = MappingProxyType({})
 
     def known(self, batch: Batch) -> Batch:
         """Return the batch, on the host, if both models know its labels; see :func:`students.vocabulary.refuse_beyond`."""
@@ -116,7 +120,8 @@ class Feed(abc.ABC):
     def totals(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """What training.json says of the rows that were taken, repeats counted."""
         facts = {"samples": self.size, **{name: counts[name] for name in COUNTED}, "note": line(counts)}
-        return {**facts, "vision": dict(self.vision)} if self.vision else facts
+        said = {name: dict(why) for name in ("vision", "tokens", "pictures") if (why := getattr(self, name))}
+        return {**facts, **said}
 
     def blind(self, index: int) -> bool:  # noqa: ARG002 - packed data knows
         """Whether the teacher is known not to see the sample's image."""

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base import UserError
 from students.align import aligned
-from students.data.conversations import Conversation, Corpus, Row
+from students.data import tokenised
+from students.data.conversations import Conversation, Corpus, Picture, Row
+from students.data.decoded import Decoded
 from students.data.order import Order
-from students.data.truncation import counts, take
+from students.data.truncation import Taken, counts, made, take
 from students.feed import Feed, Hearing, Members, Part
 from students.vision import pictures
 
@@ -33,6 +35,7 @@ class StreamFeed(Feed):
         student: reads them.
         teacher: a live teacher that reads the same, or None.
         vision: folder of stored features, for whichever of the two has that tower; None where nothing is stored.
+        tokens: folder of the corpus's tokens, for whichever of the two reads like that; None where nothing is stored.
 
     Raises:
         UserError: for an order that cannot be made, or a template that the student's family does not have.
@@ -46,19 +49,26 @@ class StreamFeed(Feed):
         student: Adapter,
         teacher: Adapter | None = None,
         vision: Path | None = None,
+        tokens: Path | None = None,
     ) -> None:
         self.corpus, self.student, self.teacher, self.limit = corpus, student, teacher, options.max_length
         self.overlong = options.overlong
         if options.template is not None:
-            _speak(student, options.template)
+            speak(student, options.template)
             if teacher is not None and hasattr(type(teacher), "template"):
-                _speak(teacher, options.template)
+                speak(teacher, options.template)
         self._seen, why = pictures.corpus(corpus, student, vision, options.precision == "bf16")
         self._heard, heard = self._seen, why
         if teacher is not None:
             self._heard, heard = pictures.corpus(corpus, teacher, vision, options.teacher_dtype == "bfloat16")
         if vision is not None:
             self.vision = {"student": why, **({} if teacher is None else {"teacher": heard})}
+        self._tokens, why = tokenised.opened(tokens, corpus, student)
+        self._theirs, heard = (None, "") if teacher is None else tokenised.opened(tokens, corpus, teacher)
+        if tokens is not None:
+            self.tokens = {"student": why, **({} if teacher is None else {"teacher": heard})}
+        if isinstance(corpus, Decoded):
+            self.pictures = {"images": corpus.why}
         self.order = Order(
             corpus.lengths, corpus.shows, options.rows, seed, options.grouping, epochs=options.epochs, steps=options.steps,
             megabatch=options.megabatch,
@@ -100,7 +110,7 @@ class StreamFeed(Feed):
         return ready.result() if ready is not None else self._thread.submit(self._make, members).result()
 
     def _make(self, members: Members) -> Part:
-        taken = [take(self._seen, self.student, row[0], self.limit, self.overlong) for row in members]
+        taken = [take(self._seen, self.student, row[0], self.limit, self.overlong, self._tokens) for row in members]
         indices, rows = tuple(each.index for each in taken), [each.row for each in taken]
         ids = tuple(each.conversation.id for each in taken)
         batch = self.known(self.student.collate(rows, indices))
@@ -109,12 +119,18 @@ class StreamFeed(Feed):
         if self.teacher is not None:
             alike = isinstance(self._seen, pictures.Seen) == isinstance(self._heard, pictures.Seen)
             shown = [each.pictures if alike else pictures.read(self._heard, each.conversation.images) for each in taken]
-            heard = [self.teacher.row(each.conversation, p, _limit(each.row)) for each, p in zip(taken, shown, strict=True)]
+            heard = [self._read(each, pictures) for each, pictures in zip(taken, shown, strict=True)]
             said = self.teacher.collate(heard, indices)
             hearing = Hearing(said, aligned(batch, said, ids, cut, self._names))
         return Part(
             members, batch, ids, (False,) * len(ids), hearing, counts(taken), cut, sum((each.replaced for each in taken), ())
         )
+
+    def _read(self, taken: Taken, pictures: Sequence[Picture]) -> Row:
+        """Read a row as the teacher does."""
+        assert self.teacher is not None
+        whole = None if self._theirs is None else self._theirs[taken.index]
+        return made(self.teacher, taken.conversation, pictures, _limit(taken.row), whole)
 
     def describe(self, index: int) -> dict[str, Any]:
         """Id, source, images and turns of a row."""
@@ -132,8 +148,12 @@ def _limit(row: Row) -> int | None:
     return len(row.ids) + ROOM if row.cut else None
 
 
-def _speak(adapter: Any, template: str) -> None:
-    """Set an adapter's conversation format."""
+def speak(adapter: Any, template: str) -> None:
+    """Set an adapter's conversation format.
+
+    Raises:
+        UserError: for one that its family does not have.
+    """
     if not hasattr(type(adapter), "template"):
         raise UserError(
             f"template is {template!r}, and a {adapter.family} has its processor's own alone; leave template out of the preset"

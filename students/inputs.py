@@ -73,6 +73,7 @@ class StreamInputs:
         vision: folder of stored features of the images, for models that have that tower; None where nothing is stored.
         signal: the teacher's, needed by every channel but "ce" unless the teacher is live.
         kept: the teacher's vision tokens, for energies that read them; None where they are not kept.
+        tokens: folder of the corpus's tokens, for models that read like the base; None where nothing is stored.
     """
 
     base: Path
@@ -81,6 +82,7 @@ class StreamInputs:
     vision: Path | None = None
     signal: StreamSignal | None = None
     kept: KeptVision | None = None
+    tokens: Path | None = None
 
 
 def opened(
@@ -115,7 +117,7 @@ def opened(
     dtype = torch.bfloat16 if options.teacher_dtype == "bfloat16" else torch.float32
     if isinstance(given, StreamInputs):
         if not asked:
-            return StreamFeed(given.corpus, options, seed, adapter, vision=given.vision), None
+            return StreamFeed(given.corpus, options, seed, adapter, vision=given.vision, tokens=given.tokens), None
         return _stream(given, recipe, options, seed, adapter, wanted, device, dtype)
     feed = PackedFeed(given.data, given.encoded, options, seed, adapter, given.vision)
     if options.live_teacher:
@@ -149,7 +151,7 @@ def _stream(
     kept = bool(wanted) and wanted <= KEPT and given.kept is not None
     if given.signal is not None and not options.live_teacher and (kept or not wanted):
         _common_bins(given.signal.form, given.signal.said, given.signal.vocabulary, adapter)
-        feed = StreamFeed(given.corpus, options, seed, adapter, vision=given.vision)
+        feed = StreamFeed(given.corpus, options, seed, adapter, vision=given.vision, tokens=given.tokens)
         return feed, CachedStreamVoice(given.signal, given.corpus, device, given.kept if kept else None)
     if given.teacher is None:
         if given.signal is not None and wanted:
@@ -159,7 +161,8 @@ def _stream(
             f"recipe {recipe.name!r} needs a teacher checkpoint for: {', '.join(recipe.energies) or 'its weighting'}"
         )
     teacher = taps.frozen(given.teacher, device, dtype)
-    return StreamFeed(given.corpus, options, seed, adapter, teacher, given.vision), StreamVoice(teacher, device, dtype)
+    feed = StreamFeed(given.corpus, options, seed, adapter, teacher, given.vision, given.tokens)
+    return feed, StreamVoice(teacher, device, dtype)
 
 
 def _beside(

@@ -22,13 +22,12 @@ from harness.base import UserError, read_json, write_json
 from harness.caching import GB, Planned
 from harness.signal_form import AUTO_GB, TOKENS_SHARE, Chosen, Signal, choose
 from harness.stages import corpus as corpora
-from harness.stages import data, encode
+from harness.stages import data, encode, rows
 from students.teacher_signal.forms import WIDTH, Kind, Size
 
 if TYPE_CHECKING:
     from harness.plan import Stage
     from harness.workers import Context
-    from students.data.corpus import IndexedCorpus
     from students.teacher_signal.kept import KeptVision
 
 #: Raise when the same configuration would give another signal.
@@ -84,7 +83,7 @@ def streamed(context: Context) -> None:
     chosen, config = _sure(context), context.config
     streams.cache(
         context.place("teacher"),
-        open_corpus(context),
+        rows.opened(context),
         context.out(context.stage.targets[0]),
         context.progress,
         rows=config["training"]["rows"],
@@ -94,6 +93,7 @@ def streamed(context: Context) -> None:
         template=config.get("template"),
         limit=config.get("limit"),
         features=features,
+        tokens=rows.place_of_tokens(context),
     )
     _write_record(context, chosen)
 
@@ -104,11 +104,11 @@ def count(context: Context) -> None:
 
     _begin(context)
     config = context.config
-    rows = open_corpus(context)
+    corpus = rows.opened(context)
     read = (config.get("template"), config.get("limit"), dtype_of(context.stage))
-    tokens = streams.count(context.place("teacher"), rows, *read)
-    margin = 1.0 if len(rows) <= streams.COUNTED else _MARGIN
-    write_json(context.out(context.stage.targets[0]), {"tokens": int(margin * tokens), "rows": len(rows)})
+    tokens = streams.count(context.place("teacher"), corpus, *read, tokens=rows.place_of_tokens(context))
+    margin = 1.0 if len(corpus) <= streams.COUNTED else _MARGIN
+    write_json(context.out(context.stage.targets[0]), {"tokens": int(margin * tokens), "rows": len(corpus)})
 
 
 def kept(context: Context) -> None:
@@ -127,19 +127,11 @@ def kept(context: Context) -> None:
         return
     teacher, device, dtype = context.place("teacher"), context.settings.device, dtype_of(context.stage)
     if "corpus" in context.config:
-        rows = open_corpus(context)
-        tokens.cache_corpus(teacher, rows, out, context.progress, device=device, dtype=dtype, features=features)
+        tokens.cache_corpus(teacher, rows.opened(context), out, context.progress, device=device, dtype=dtype, features=features)
         return
     samples, _ = encode.load(context.root)
     blind = Blind(**context.config["blind"])
     tokens.cache_samples(teacher, samples, out, context.progress, device=device, blind=blind, dtype=dtype, features=features)
-
-
-def open_corpus(context: Context) -> IndexedCorpus:
-    """Open the corpus of a stage."""
-    from students.data.corpus import IndexedCorpus
-
-    return IndexedCorpus(context.place("corpus"), context.place("images") if "images" in context.stage.places else None)
 
 
 def open_kept(context: Context, key: dict[str, str]) -> KeptVision | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from harness.stages import encode, signal
+from harness.stages import encode, rows, signal
 
 if TYPE_CHECKING:
     from harness.workers import Context
@@ -98,11 +98,14 @@ def _streamed(context: Context, options: DistilOptions) -> StreamInputs:
     from students.teacher_signal.keys import stream_key
     from students.teacher_signal.stream_reading import StreamSignal
 
-    places, base, rows = context.stage.places, context.place("base"), signal.open_corpus(context)
+    places, base, corpus = context.stage.places, context.place("base"), rows.opened(context)
+    stored = rows.place_of_tokens(context)
     teacher = context.place("teacher") if "teacher" in places else None
     if teacher is None or "signal" not in places:
-        return StreamInputs(base, rows, teacher, seen(context))
+        return StreamInputs(base, corpus, teacher, seen(context), tokens=stored)
     limit = None if options.max_length is None else options.max_length + ROOM
-    said = StreamSignal.load(context.place("signal"), stream_key(teacher, rows, options.template, limit, options.teacher_dtype))
-    kept = signal.open_kept(context, stream_key(teacher, rows, dtype=options.teacher_dtype))
-    return StreamInputs(base, rows, teacher, seen(context), said, kept)
+    said = StreamSignal.load(
+        context.place("signal"), stream_key(teacher, corpus, options.template, limit, options.teacher_dtype)
+    )
+    kept = signal.open_kept(context, stream_key(teacher, corpus, dtype=options.teacher_dtype))
+    return StreamInputs(base, corpus, teacher, seen(context), said, kept, stored)

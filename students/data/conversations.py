@@ -126,6 +126,21 @@ class Row:
     prompt: int
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A conversation's tokens before any limit, which are the same for whoever reads alike.
+
+    Attributes:
+        ids: int64 [L], image tokens expanded.
+        supervised: bool [L], as :class:`Row` has them.
+        starts: int64 [I], where in ``ids`` each image begins.
+    """
+
+    ids: NDArray[np.int64]
+    supervised: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+
+
 class Reader(Protocol):
     """What of a model's adapter turns conversations into batches; see students/models/_base.py."""
 
@@ -136,6 +151,9 @@ class Reader(Protocol):
             NothingToLearn: for a row of which the limit leaves no supervised token.
             UserError: for marks that do not fit the images, or a template that cannot be cut into turns.
         """
+
+    def cut(self, whole: Whole, name: str, pictures: Sequence[Picture], limit: int | None = None) -> Row:
+        """Make the same row of tokens that are known already; see :meth:`students.models._rows.RowReader.cut`."""
 
     def collate(self, rows: list[Row], indices: tuple[int, ...]) -> Batch:
         """Pad rows into one batch: one sample per row, [R, L] attention mask."""

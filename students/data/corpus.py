@@ -44,6 +44,22 @@ class Remark(Strict):
     first: tuple[str, ...]
 
 
+class Sizes(Strict):
+    """What says before anything is written how much its tokens and pictures take, at most.
+
+    Attributes:
+        text: bytes of its rows in JSON.
+        turns: questions and replies.
+        shown: images that rows show, repeats counted.
+        pixels: bytes of its distinct images decoded, 3 a pixel.
+    """
+
+    text: int
+    turns: int
+    shown: int
+    pixels: int
+
+
 class Facts(Strict):
     """What ``corpus.json`` says. It holds no times and no absolute paths, so that the same data give the same file.
 
@@ -58,6 +74,7 @@ class Facts(Strict):
         unreadable: images that could not be read.
         skipped: what was wrong -> the rows that were left out for it.
         changed: what was unusual -> the rows that were taken all the same, as LLaVA takes them.
+        sizes: None of a corpus that an earlier version wrote.
     """
 
     name: str
@@ -70,6 +87,7 @@ class Facts(Strict):
     unreadable: tuple[Unreadable, ...] = ()
     skipped: dict[str, Remark] = Field(default_factory=dict)
     changed: dict[str, Remark] = Field(default_factory=dict)
+    sizes: Sizes | None = None
 
 
 def words(conversation: Conversation) -> int:
@@ -88,8 +106,8 @@ class IndexWriter:
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name = folder, name
-        self.rows = self.rows_with_image = 0
-        self._at = 0
+        self.rows = self.rows_with_image = self.turns = self.shown = 0
+        self.bytes = 0
         self._lines: BinaryIO = (folder / ROWS).open("wb")
         self._raw: dict[str, BinaryIO] = {array: (folder / f"{array}.raw").open("wb") for array in ARRAYS}
 
@@ -113,12 +131,14 @@ class IndexWriter:
         self._lines.write(line)
         if self.rows == 0:
             self._put("offsets", 0)
-        self._at += len(line)
-        self._put("offsets", self._at)
+        self.bytes += len(line)
+        self._put("offsets", self.bytes)
         self._put("lengths", words(conversation))
         self._put("shows", len(conversation.images))
         self.rows += 1
         self.rows_with_image += bool(conversation.images)
+        self.turns += len(conversation.turns)
+        self.shown += len(conversation.images)
 
     def _put(self, array: str, value: int) -> None:
         self._raw[array].write(ARRAYS[array](value).tobytes())

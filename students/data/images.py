@@ -20,19 +20,20 @@ def is_inside(key: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in key
 
 
-def fault(path: Path) -> str | None:
-    """Decode a file and return what is wrong with it, in one line without its path, or None.
+def fault(path: Path) -> tuple[str | None, int]:
+    """Decode a file and return what is wrong with it, in one line without its path, or None; and how many pixels it has.
 
     JPEGs are decoded at an eighth of their size, which reads all of their bytes and so finds truncated ones.
     """
     try:
         with Image.open(path) as picture:
+            pixels = picture.width * picture.height
             picture.draft("RGB", (max(1, picture.width // 8), max(1, picture.height // 8)))
             picture.load()
             _known(picture)
     except DAMAGED as error:
-        return reason(path, error)
-    return None
+        return reason(path, error), 0
+    return None, pixels
 
 
 def read(path: Path) -> NDArray[np.uint8]:

@@ -128,6 +128,7 @@ def index(
             unreadable=tuple(corpora.Unreadable(key=key, reason=reason) for key, reason in seen.faults()),
             skipped=skipped.facts(),
             changed=changed.facts(),
+            sizes=corpora.Sizes(text=written.bytes, turns=written.turns, shown=written.shown, pixels=3 * seen.pixels()),
         )
     scratch.unlink()
     corpora.finish(folder, facts)
@@ -185,7 +186,7 @@ def _stamp(path: str, before: Stamp | None) -> Stamp:
         return Stamp(0, 0, images.reason(Path(path), error))
     if before is not None and (before.size, before.changed) == (now.st_size, now.st_mtime_ns):
         return before
-    return Stamp(now.st_size, now.st_mtime_ns, images.fault(Path(path)))
+    return Stamp(now.st_size, now.st_mtime_ns, *images.fault(Path(path)))
 
 
 def _too_many(source: Source, count: int, first: list[tuple[str, str]], allowed: int) -> str:

@@ -13,11 +13,15 @@ _CACHE_KIB = 2048
 
 
 class Stamp(NamedTuple):
-    """A file as it was when it was decoded: bytes, time of its last change (ns; 0 where it is not there), what is wrong."""
+    """A file as it was when it was decoded.
+
+    Its bytes, the time of its last change (ns; 0 where it is not there), what is wrong with it, and its pixels.
+    """
 
     size: int
     changed: int
     fault: str | None
+    pixels: int = 0
 
 
 def _open(path: Path, durable: bool) -> sqlite3.Connection:
@@ -49,7 +53,9 @@ class Seen(_Table):
         path.unlink(missing_ok=True)
         self.connection = _open(path, durable=False)
         self.connection.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID")
-        self.connection.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, size INTEGER, fault TEXT)")
+        self.connection.execute(
+            "CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, size INTEGER, fault TEXT, pixels INTEGER)"
+        )
         self.connection.execute("BEGIN")
 
     def unique(self, given: str) -> str:
@@ -86,8 +92,8 @@ class Seen(_Table):
 
     def record(self, stamps: Mapping[str, Stamp]) -> None:
         """Keep what decoding said."""
-        rows = [(stamp.size, stamp.fault, key) for key, stamp in stamps.items()]
-        self.connection.executemany("UPDATE images SET size = ?, fault = ? WHERE key = ?", rows)
+        rows = [(stamp.size, stamp.fault, stamp.pixels, key) for key, stamp in stamps.items()]
+        self.connection.executemany("UPDATE images SET size = ?, fault = ?, pixels = ? WHERE key = ?", rows)
 
     def faults(self, limit: int | None = None) -> list[tuple[str, str]]:
         """Return (key, what is wrong) of the first unreadable images."""
@@ -97,6 +103,11 @@ class Seen(_Table):
     def unreadable(self) -> int:
         """Count the unreadable images."""
         (count,) = self.connection.execute("SELECT COUNT(*) FROM images WHERE fault IS NOT NULL").fetchone()
+        return int(count)
+
+    def pixels(self) -> int:
+        """Count the pixels of the readable images."""
+        (count,) = self.connection.execute("SELECT COALESCE(SUM(pixels), 0) FROM images WHERE fault IS NULL").fetchone()
         return int(count)
 
     def sizes(self) -> Iterator[tuple[str, int]]:
@@ -115,21 +126,21 @@ class Checks(_Table):
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        columns = "path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, fault TEXT"
+        columns = "path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, fault TEXT, pixels INTEGER"
         try:
             self.connection = _open(path, durable=True)
-            self.connection.execute(f"CREATE TABLE IF NOT EXISTS checks ({columns}) WITHOUT ROWID")
+            self.connection.execute(f"CREATE TABLE IF NOT EXISTS decoded ({columns}) WITHOUT ROWID")
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path} is damaged ({error}). Delete it and run the same command again") from error
 
     def known(self, paths: Sequence[str]) -> dict[str, Stamp]:
         """Return what is known of these files; at most some hundred at a time."""
-        query = f"SELECT path, size, changed, fault FROM checks WHERE path IN ({','.join('?' * len(paths))})"
+        query = f"SELECT path, size, changed, fault, pixels FROM decoded WHERE path IN ({','.join('?' * len(paths))})"
         return {path: Stamp(*stamp) for path, *stamp in self.connection.execute(query, list(paths))}
 
     def add(self, stamps: Mapping[str, Stamp]) -> None:
         """Keep what decoding said, on disk when this returns."""
         self.connection.execute("BEGIN")
         rows = [(path, *stamp) for path, stamp in stamps.items()]
-        self.connection.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?, ?)", rows)
+        self.connection.executemany("INSERT OR REPLACE INTO decoded VALUES (?, ?, ?, ?, ?)", rows)
         self.connection.execute("COMMIT")

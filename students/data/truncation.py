@@ -16,7 +16,8 @@ from harness.base import UserError
 from students.data.conversations import NothingToLearn
 
 if TYPE_CHECKING:
-    from students.data.conversations import Conversation, Corpus, Picture, Reader, Row
+    from students.data.conversations import Conversation, Corpus, Picture, Reader, Row, Whole
+    from students.data.tokenised import Tokenised
 
 Overlong = Literal["stop", "replace"]
 #: So many overlong rows one after another mean that the limit is wrong, not the rows.
@@ -42,7 +43,14 @@ class Taken:
     replaced: tuple[str, ...] = ()
 
 
-def take(corpus: Corpus, reader: Reader, index: int, limit: int | None, overlong: Overlong = "stop") -> Taken:
+def take(
+    corpus: Corpus,
+    reader: Reader,
+    index: int,
+    limit: int | None,
+    overlong: Overlong = "stop",
+    tokens: Tokenised | None = None,
+) -> Taken:
     """Read and tokenise a row of a corpus, or the one that takes its place.
 
     Args:
@@ -51,6 +59,7 @@ def take(corpus: Corpus, reader: Reader, index: int, limit: int | None, overlong
         index: of the row.
         limit: most tokens of a row; None: no limit.
         overlong: what happens to a row of which the limit leaves nothing to learn.
+        tokens: of the corpus, as the reader makes them; None to make them here.
 
     Raises:
         NothingToLearn: for such a row, under ``stop``.
@@ -63,7 +72,7 @@ def take(corpus: Corpus, reader: Reader, index: int, limit: int | None, overlong
         conversation = corpus[place]
         pictures = [corpus.picture(key) for key in conversation.images]
         try:
-            row = reader.row(conversation, pictures, limit)
+            row = made(reader, conversation, pictures, limit, None if tokens is None else tokens[place])
         except NothingToLearn as error:
             if overlong == "stop":
                 raise
@@ -75,6 +84,15 @@ def take(corpus: Corpus, reader: Reader, index: int, limit: int | None, overlong
         if not row.supervised.any():  # a reader that forgets its contract would train on nothing
             raise RuntimeError(f"row {conversation.id!r} came back without supervised tokens")
         return Taken(place, conversation, pictures, row, tuple(replaced))
+
+
+def made(
+    reader: Reader, conversation: Conversation, pictures: Sequence[Picture], limit: int | None, whole: Whole | None
+) -> Row:
+    """Make a row of its tokens, where they are known already; else of the conversation."""
+    if whole is None:
+        return reader.row(conversation, pictures, limit)
+    return reader.cut(whole, conversation.id, pictures, limit)
 
 
 def _next(corpus: Corpus, place: int, shown: bool) -> int:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from harness.base import UserError, unknown
 from students import vocabulary
-from students.data.conversations import Conversation, Picture, Row
+from students.data.conversations import Picture, Row
 from students.data.pack import Batch
 from students.models._attention import first_attention
 from students.models._collate import Side, collate
+from students.models._rows import RowReader
 
 TAPS = ("attention", "vision", "vision_logits")
 PARTS = ("language", "projector", "tower")
@@ -32,7 +33,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 _CAUSAL = frozenset({"llama", "mobilevlm"})
 
 
-class Adapter(abc.ABC):
+class Adapter(RowReader):
     """One model with its processor.
 
     Attributes:
@@ -42,7 +43,6 @@ class Adapter(abc.ABC):
         splits: whether features of the tower [I, n, C] may stand where pixels [I, 3, H, W] go in; see :meth:`features`.
     """
 
-    family: ClassVar[str] = ""
     splits: ClassVar[bool] = False
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -163,10 +163,6 @@ class Adapter(abc.ABC):
         if len(seen) != len(pictures):
             raise ValueError(f"{len(seen)} of {len(pictures)} images of a row are stored features; needed: all or none")
         return torch.stack(seen)
-
-    @abc.abstractmethod
-    def row(self, conversation: Conversation, pictures: Sequence[Picture], limit: int | None = None) -> Row:
-        """Tokenise one conversation; see :class:`students.data.conversations.Reader`."""
 
     def collate(self, rows: Sequence[Row], indices: Sequence[int], side: Side = "right") -> Batch:
         """Pad rows into one batch, one sample a row; attention mask [R, L], position ids None.

@@ -6,7 +6,9 @@ are found in what it makes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.base import UserError, shim
-from students.data.conversations import Conversation, NothingToLearn, Picture, Row
+from harness.base import UserError, digest, shim
+from students.data.conversations import Conversation, Picture, Whole
 from students.models._base import Adapter
 from students.models._load import pretrained
-from students.models._template import Script, script
+from students.models._template import Script, script, special_tokens
 
 shim()  # before transformers' image classes look for torchvision
 
@@ -88,64 +90,73 @@ class ImageTextAdapter(Adapter):
 
     # ---- rows --------------------------------------------------------------------------------------------------------------
 
-    def row(self, conversation: Conversation, pictures: Sequence[Picture], limit: int | None = None) -> Row:
-        """Tokenise one conversation with its supervised tokens marked, cut to ``limit`` tokens.
-
-        A row ends with its last supervised token, so a cut never ends inside an image; images after it are dropped with it.
-
-        Args:
-            conversation: the turns.
-            pictures: uint8 [H, W, 3], or features of the tower [n, C], one per image of the conversation.
-            limit: most tokens; None for no limit.
-
-        Raises:
-            NothingToLearn: for a row of which the limit leaves no supervised token.
-            UserError: for marks that do not fit the images, a template that cannot be cut into turns, or an image that the
-                processor refuses.
-        """
-        if len(pictures) != len(conversation.images):
-            raise UserError(f"row {conversation.id!r} names {len(conversation.images)} image(s) and comes with {len(pictures)}")
+    def read(self, conversation: Conversation, pictures: Sequence[Picture] | None) -> tuple[Whole, dict[str, Tensor] | None]:
+        """Tokenise one conversation whole; see :meth:`students.models._rows.RowReader.read`."""
+        name, count = conversation.id, len(conversation.images)
+        if pictures is not None and len(pictures) != count:
+            raise UserError(f"row {name!r} names {count} image(s) and comes with {len(pictures)}")
         rendered = script(self.processor, conversation, self.family)
         whole, raw, spans = self._tokens(rendered)
         images = np.flatnonzero(raw == self.image_token)
-        if len(images) != len(pictures):
+        if len(images) != count:
             raise UserError(
-                f"row {conversation.id!r} renders to {len(images)} image token(s) for {len(pictures)} image(s); its text must"
+                f"row {name!r} renders to {len(images)} image token(s) for {count} image(s); its text must"
                 f" not contain {self.processor.image_token!r}"
             )
-        if any(isinstance(picture, Tensor) for picture in pictures):
-            ids, pixels = self._seen(raw, pictures)
+        inputs: dict[str, Tensor] | None = None
+        if not count:
+            ids, inputs = raw, {}
+        elif pictures is None or any(isinstance(picture, Tensor) for picture in pictures):
+            # as the processor does, which needs no pixels where their number is fixed
+            ids = np.repeat(raw, np.where(raw == self.image_token, self._fixed(), 1))
         else:
-            ids, pixels = self._expanded(rendered.text, pictures, whole, conversation.id) if pictures else (raw, {})
+            ids, inputs = self._expanded(rendered.text, pictures, whole, name)
         places = self._places(raw, ids)
         supervised = np.zeros(len(ids), np.bool_)
         supervised[places[spans]] = True
-        learnt = np.flatnonzero(supervised)
-        kept = learnt if limit is None else learnt[learnt < limit]
-        if limit is not None and not len(kept):
-            raise NothingToLearn(conversation.id, limit, int(learnt[0]))
-        end = int(kept[-1]) + 1
-        shown = int((places[images] < end).sum())
-        if shown < len(pictures):
-            pixels = self._fewer(ids[:end], pictures[:shown], conversation.id) if shown else {}
-        return Row(ids[:end], supervised[:end], pixels, shown, len(learnt) - len(kept), int(kept[0]))
+        return Whole(ids, supervised, places[images]), inputs
 
-    def _seen(self, raw: Ids, pictures: Sequence[Picture]) -> tuple[Ids, dict[str, Tensor]]:
-        """Expand image tokens as the processor does, which needs no pixels where their number is fixed; images are features."""
-        ids = np.repeat(raw, np.where(raw == self.image_token, self._fixed(), 1))
-        return ids, {"pixel_values": self.inputs(pictures)}
+    def reading(self) -> dict[str, Any]:
+        """Return what shapes a row's tokens: tokenizer, chat template, and where images vary in tokens how they are cut."""
+        processor, tokenizer = self.processor, self.processor.tokenizer
+        if not tokenizer.is_fast:
+            raise UserError(f"the tokenizer of this {self.family} cannot say where its tokens are; it needs a tokenizer.json")
+        template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+        if "strftime_now" in str(template):
+            raise UserError(f"the chat template of this {self.family} writes the date, so its rows are others every day")
+        coding = json.loads(tokenizer.backend_tokenizer.to_str())
+        found = {
+            "vocabulary": digest({name: value for name, value in coding.items() if name not in ("padding", "truncation")}),
+            "template": template,
+            "marks": [tokenizer.bos_token, tokenizer.eos_token, sorted(special_tokens(tokenizer)), self.image_token],
+            "image_tokens": self.vision_tokens,
+        }
+        if self.vision_tokens is None:
+            own = {name: value for name, value in vars(processor).items() if isinstance(value, str | int | float)}
+            found |= {"processor": type(processor).__name__, "settings": own, "images": processor.image_processor.to_dict()}
+        return found
 
-    def _fewer(self, ids: Ids, pictures: Sequence[Picture], name: str) -> dict[str, Tensor]:
-        """Return the image inputs of the images that a cut row still shows."""
+    def images(self, whole: Whole, end: int, pictures: Sequence[Picture], name: str) -> dict[str, Tensor]:
+        """Preprocess a row's images, and see that they take the tokens it has; see :meth:`RowReader.images`."""
         if any(isinstance(picture, Tensor) for picture in pictures):
             return {"pixel_values": self.inputs(pictures)}
-        again, pixels = self._processed(self.processor.image_token * len(pictures), pictures, name)
-        if (again == self.image_token).sum() != (ids == self.image_token).sum():
+        found = int((whole.ids[:end] == self.image_token).sum())
+        if self.vision_tokens is not None:
+            made, inputs = self.vision_tokens * len(pictures), self._preprocessed(pictures, name)
+        else:
+            again, inputs = self._processed(self.processor.image_token * len(pictures), pictures, name)
+            made = int((again == self.image_token).sum())
+        if made != found and len(pictures) < len(whole.starts):
             raise UserError(
                 f"row {name!r} is cut to {len(pictures)} image(s), of which this {self.family} makes another number of tokens"
                 " than where more follow; raise max_length or drop the row"
             )
-        return pixels
+        if made != found:
+            raise UserError(
+                f"row {name!r} was tokenised with {found} image tokens, and its {len(pictures)} image(s) take {made} now;"
+                " its files were changed since"
+            )
+        return inputs
 
     def _tokens(self, rendered: Script) -> tuple[bool, Ids, Ids]:
         """Tokenise text whose images are one placeholder each.
@@ -168,11 +179,22 @@ class ImageTextAdapter(Adapter):
 
     def _processed(self, text: str, pictures: Sequence[Picture], name: str, add: bool = False) -> tuple[Ids, dict[str, Tensor]]:
         """Call the processor on one text with its images: ids with image tokens expanded, and its image inputs."""
-        from PIL import Image
+        with self._accepting(pictures, name):
+            made = self.processor(text=[text], images=[_drawn(pictures)], add_special_tokens=add, return_tensors="pt")
+        inputs = {key: torch.as_tensor(value) for key, value in made.items() if key not in _PER_TOKEN}
+        return made["input_ids"][0].numpy().astype(np.int64), inputs
 
+    def _preprocessed(self, pictures: Sequence[Picture], name: str) -> dict[str, Tensor]:
+        """Call the processor's part for images alone, as it does itself where they take a fixed number of tokens."""
+        with self._accepting(pictures, name):
+            made = self.processor.image_processor(images=[_drawn(pictures)], return_tensors="pt")
+        return {key: torch.as_tensor(value) for key, value in made.items()}
+
+    @contextmanager
+    def _accepting(self, pictures: Sequence[Picture], name: str) -> Iterator[None]:
+        """Name the row and its images where the processor refuses them."""
         try:
-            shown = [Image.fromarray(np.asarray(picture)) for picture in pictures]
-            made = self.processor(text=[text], images=[shown], add_special_tokens=add, return_tensors="pt")
+            yield
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             sizes = ", ".join(f"{p.shape[1]}x{p.shape[0]}" for p in pictures)
@@ -180,8 +202,6 @@ class ImageTextAdapter(Adapter):
                 f"the processor of this {self.family} refuses the image(s) of row {name!r} ({sizes};"
                 f" {type(error).__name__}: {reason})"
             ) from error
-        inputs = {key: torch.as_tensor(value) for key, value in made.items() if key not in _PER_TOKEN}
-        return made["input_ids"][0].numpy().astype(np.int64), inputs
 
     def _expanded(self, text: str, pictures: Sequence[Picture], add: bool, name: str) -> tuple[Ids, dict[str, Tensor]]:
         """Return ids and image inputs, after a look at the number of image tokens where it is fixed."""
@@ -227,6 +247,12 @@ class ImageTextAdapter(Adapter):
 
     def _changed(self) -> UserError:
         return UserError(f"the processor of this {self.family} changes the text round an image, so replies cannot be found")
+
+
+def _drawn(pictures: Sequence[Picture]) -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(np.asarray(picture)) for picture in pictures]
 
 
 def _find(ids: Ids, piece: Ids, after: int, image_token: int) -> int:

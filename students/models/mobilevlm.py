@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.base import UserError, unknown
-from students.data.conversations import IMAGE, Conversation, NothingToLearn, Picture, Row
+from students.data.conversations import IMAGE, Conversation, Picture, Whole
 from students.data.pack import Batch
 from students.models._attention import first_attention
 from students.models._base import Adapter
@@ -40,7 +41,7 @@ class MobileVlmAdapter(Adapter):
     """One MobileVLM V2 with its processor.
 
     Attributes:
-        template: the conversation format of :meth:`row`: "v1", or "plain" for captions.
+        template: the conversation format of rows: "v1", or "plain" for captions.
     """
 
     family = "mobilevlm"
@@ -98,7 +99,7 @@ class MobileVlmAdapter(Adapter):
 
     @property
     def template(self) -> str:
-        """The conversation format of :meth:`row`."""
+        """The conversation format of rows."""
         return self._template
 
     @template.setter
@@ -118,20 +119,15 @@ class MobileVlmAdapter(Adapter):
         """Preprocess uint8 pictures [H, W, 3] into float32 [I, 3, H, W]."""
         return torch.as_tensor(self.processor.pixels(images))
 
-    def row(self, conversation: Conversation, pictures: Sequence[Picture], limit: int | None = None) -> Row:
-        """Tokenise one conversation in the format :attr:`template`, cut to ``limit`` tokens, those of images counted.
-
-        Pictures may be features of the tower [n, C] instead.
-
-        A row ends with its last supervised token, so a cut never ends inside an image; images after it are dropped.
+    def read(self, conversation: Conversation, pictures: Sequence[Picture] | None) -> tuple[Whole, dict[str, Tensor] | None]:
+        """Tokenise one conversation whole, in the format :attr:`template`; see :meth:`students.models._rows.RowReader.read`.
 
         Raises:
-            NothingToLearn: when the limit leaves no supervised token.
             UserError: for marks that do not fit the images, a reply that is empty or shows an image, or a conversation that
                 the format does not have.
         """
         name, count = conversation.id, len(conversation.images)
-        if len(pictures) != count:
+        if pictures is not None and len(pictures) != count:
             raise UserError(f"row {name!r} names {count} image(s) and comes with {len(pictures)}")
         marks = sum(turn.user.count(IMAGE) for turn in conversation.turns)
         if marks != count or any(IMAGE in turn.assistant for turn in conversation.turns):
@@ -140,14 +136,18 @@ class MobileVlmAdapter(Adapter):
             if not turn.assistant:
                 raise UserError(f"row {name!r} has an empty reply in turn {number}; there is nothing to learn of it")
         ids, supervised = tokens(name, FORMATS[self.template](conversation), self.processor.coding)
-        learnt = np.flatnonzero(supervised)
-        kept = learnt if limit is None else learnt[learnt < limit]
-        if not len(kept):
-            raise NothingToLearn(name, int(limit or 0), int(learnt[0]))
-        end = int(kept[-1]) + 1
-        shown = int((ids[:end] == self.image_token).sum()) // VISION_TOKENS
-        pixels = {"pixel_values": self.inputs(pictures[:shown])} if shown else {}
-        return Row(ids[:end], supervised[:end], pixels, shown, len(learnt) - len(kept), int(kept[0]))
+        return Whole(ids, supervised, np.flatnonzero(ids == self.image_token)[::VISION_TOKENS]), None
+
+    def reading(self) -> dict[str, Any]:
+        """Return what shapes a row's tokens: vocabulary, format and marks."""
+        coding = self.processor.coding
+        marks = [coding.bos, coding.eos, coding.image, coding.image_tokens, coding.legacy]
+        pieces = hashlib.sha256(self.processor.tokenizer.sp_model.serialized_model_proto()).hexdigest()
+        return {"vocabulary": pieces, "format": self.template, "marks": marks}
+
+    def images(self, whole: Whole, end: int, pictures: Sequence[Picture], name: str) -> dict[str, Tensor]:  # noqa: ARG002
+        """Preprocess a row's images; see :meth:`students.models._rows.RowReader.images`."""
+        return {"pixel_values": self.inputs(pictures)}
 
     # ---- forward passes ----------------------------------------------------------------------------------------------------
 

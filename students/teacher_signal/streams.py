@@ -19,7 +19,9 @@ from torch import Tensor
 
 from harness.base import open_array, read_json, write_json
 from students import taps, vocabulary
+from students.data import tokenised
 from students.data.conversations import NothingToLearn
+from students.data.truncation import made
 from students.teacher_signal import codec
 from students.teacher_signal.appending import Appender
 from students.teacher_signal.errors import Errors
@@ -58,6 +60,7 @@ def cache(
     template: str | None = None,
     limit: int | None = None,
     features: Path | None = None,
+    tokens: Path | None = None,
 ) -> Form:
     """Run the teacher once over all rows and write what students are told into ``out``; goes on where an attempt stopped.
 
@@ -77,6 +80,7 @@ def cache(
         template: conversation format, for a family that has several.
         limit: tokens a row is cut to; None for whole rows.
         features: folder of stored features of the images, read where the teacher has that tower.
+        tokens: folder of the corpus's tokens, read where the teacher reads like that.
 
     Returns:
         The form.
@@ -88,7 +92,7 @@ def cache(
     adapter = _opened(teacher, device, getattr(torch, dtype), template)
     names = vocabulary.check(adapter.tokens(), adapter.tokens(), adapter.vocabulary_size, adapter.vocabulary_size)
     seen, _ = pictures.corpus(corpus, adapter, features, dtype == "bfloat16")
-    reader = _Reader(seen, adapter, limit)
+    reader = _Reader(seen, adapter, limit, tokens)
     size = Size(reader.tokens(), len(corpus), names, adapter.hidden_size, dtype)
     kept = chosen(form, size)
     out.mkdir(parents=True, exist_ok=True)
@@ -110,12 +114,19 @@ def cache(
     return kept
 
 
-def count(teacher: Path, corpus: Corpus, template: str | None = None, limit: int | None = None, dtype: Kind = "float32") -> int:
+def count(
+    teacher: Path,
+    corpus: Corpus,
+    template: str | None = None,
+    limit: int | None = None,
+    dtype: Kind = "float32",
+    tokens: Path | None = None,
+) -> int:
     """Count the supervised tokens of a corpus as the teacher reads it; about, where it has more rows than COUNTED.
 
     The arguments are those of :func:`cache`.
     """
-    return _Reader(corpus, _opened(teacher, "cpu", getattr(torch, dtype), template), limit).tokens()
+    return _Reader(corpus, _opened(teacher, "cpu", getattr(torch, dtype), template), limit, tokens).tokens()
 
 
 def _opened(teacher: Path, device: str, dtype: torch.dtype, template: str | None) -> Any:
@@ -128,8 +139,9 @@ def _opened(teacher: Path, device: str, dtype: torch.dtype, template: str | None
 class _Reader:
     """Rows of a corpus as the teacher reads them."""
 
-    def __init__(self, corpus: Corpus, adapter: Adapter, limit: int | None) -> None:
+    def __init__(self, corpus: Corpus, adapter: Adapter, limit: int | None, tokens: Path | None) -> None:
         self.corpus, self.adapter, self.limit = corpus, adapter, limit
+        self.whole, _ = tokenised.opened(tokens, corpus, adapter)
         # longest first, so that too little memory is noticed at once
         self.order = np.lexsort((np.arange(len(corpus)), corpus.lengths, corpus.shows))[::-1]
 
@@ -137,7 +149,8 @@ class _Reader:
         """Read a row; None where the limit leaves nothing of it, which a student that asks for it will hear."""
         conversation = self.corpus[index]
         try:
-            return self.adapter.row(conversation, pictures.read(self.corpus, conversation.images), self.limit)
+            shown = pictures.read(self.corpus, conversation.images)
+            return made(self.adapter, conversation, shown, self.limit, None if self.whole is None else self.whole[index])
         except NothingToLearn:
             return None
 
@@ -145,8 +158,16 @@ class _Reader:
         """Count the supervised tokens: of all rows where they are few, else from rows at a regular distance in the order."""
         count = len(self.order)
         picked = self.order if count <= COUNTED else self.order[np.linspace(0, count - 1, COUNTED).astype(np.int64)]
-        found = sum(int(row.supervised.sum()) for index in picked if (row := self.row(int(index))) is not None)
+        found = sum(self._supervised(int(index)) for index in picked)
         return int(np.ceil(found * count / len(picked)))
+
+    def _supervised(self, index: int) -> int:
+        """Count a row's supervised tokens; without its images where its tokens are known."""
+        whole = None if self.whole is None else self.whole[index]
+        if whole is not None:
+            return int(whole.supervised[: self.limit].sum())
+        row = self.row(index)
+        return 0 if row is None else int(row.supervised.sum())
 
     def parts(self, rows: int) -> list[list[int]]:
         """Return the rows of each forward pass."""

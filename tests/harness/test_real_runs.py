@@ -148,6 +148,19 @@ def test_the_teacher_is_asked_once(whole):
         assert (cost["teacher_passes_own"], cost["teacher_passes_shared"]) == (0, rows)
 
 
+def test_rows_are_tokenised_once_for_both_stages_and_both_students(whole):
+    """The second stage starts from what the first one saved, which reads as the base does; features stand for pictures."""
+    root, out = whole
+    for name, rows in (("captions", 20), ("instructions", 30)):
+        line = f"tokens of corpus {name}: made once, because"
+        assert any(said.startswith(line) for said in read_json(root / "manifest.json")["rows"])
+        for recipe in ("ce", "ce+fd+fkl@instance"):
+            folder = root / ("earlier" if name == "captions" else "students") / recipe / "seed0"
+            facts = read_json((folder / name if name == "captions" else folder) / "training.json")
+            assert facts["tokens"] == {"student": f"tokens of {rows} rows, made once"}
+    assert "encode captions" in out
+
+
 def weights(folder):
     from students.checkpoint import digest_weights
 

@@ -118,12 +118,12 @@ def test_the_check_finds_files_that_are_cut_anywhere(tmp_path, kind):
     picture = Image.fromarray(rng.integers(0, 256, size=(160, 200, 3), dtype=np.uint8))
     whole = tmp_path / "whole"
     picture.save(whole, "JPEG" if kind == "progressive" else kind, **({"progressive": True} if kind == "progressive" else {}))
-    assert images.fault(whole) is None
+    assert images.fault(whole)[0] is None
     data = whole.read_bytes()
     cut = tmp_path / "cut"
     for share in (0.0, 0.001, 0.1, 0.5, 0.9, 0.98):
         cut.write_bytes(data[: int(share * len(data))])
-        assert images.fault(cut) is not None, share
+        assert images.fault(cut)[0] is not None, share
         with pytest.raises(images.DAMAGED):
             images.read(cut)
 
@@ -141,7 +141,7 @@ def test_the_check_and_reading_agree_on_every_kind_of_picture(tmp_path):
              "palette.gif": colour.quantize(8)}  # fmt: skip
     for name, picture in kinds.items():
         picture.save(tmp_path / name)
-        assert images.fault(tmp_path / name) is None, name
+        assert images.fault(tmp_path / name)[0] is None, name
         pixels = images.read(tmp_path / name)
         assert (pixels.shape, pixels.dtype) == ((20, 30, 3), np.uint8), name
     assert (images.read(tmp_path / "rgb.png") == np.asarray(colour)).all()
@@ -150,7 +150,7 @@ def test_the_check_and_reading_agree_on_every_kind_of_picture(tmp_path):
     assert (images.read(tmp_path / "wide.png") == expected[:, :, None]).all(), "the high byte, not white"
     assert (images.read(tmp_path / "cmyk.jpg") == np.asarray(Image.open(tmp_path / "cmyk.jpg").convert("RGB"))).all()
     Image.fromarray(rng.random((4, 4)).astype(np.float32)).save(tmp_path / "float.tiff")
-    assert "unknown range" in images.fault(tmp_path / "float.tiff")
+    assert "unknown range" in images.fault(tmp_path / "float.tiff")[0]
     with pytest.raises(ValueError, match="unknown range"):
         images.read(tmp_path / "float.tiff")
 
@@ -167,7 +167,7 @@ def test_what_is_wrong_is_one_line_without_the_path(tmp_path):
     (tmp_path / "text.jpg").write_text("<html>not found</html>")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder.jpg").mkdir()
-    found = {name: images.fault(tmp_path / f"{name}.jpg") for name in ("text", "empty", "folder", "none")}
+    found = {name: images.fault(tmp_path / f"{name}.jpg")[0] for name in ("text", "empty", "folder", "none")}
     assert found == {"text": "is no image that PIL knows", "empty": "is empty", "folder": "is a folder", "none": "is not there"}
 
 

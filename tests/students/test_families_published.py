@@ -135,7 +135,11 @@ def test_a_tinyllava_is_saved_as_a_llava(tmp_path):
     assert type(again) is LlavaAdapter
     assert json.loads((tmp_path / "student" / "config.json").read_text())["model_type"] == "llava"
     row = again.row(TALK, [SHOT])
-    assert row.ids.tolist() == adapter.row(TALK, [SHOT]).ids.tolist()
+    mine = adapter.row(TALK, [SHOT])
+    assert row.ids.tolist() == mine.ids.tolist()
+    assert again.reading() == adapter.reading(), "it takes the tokens that were stored for what it started from"
+    cut = again.cut(adapter.read(TALK, None)[0], TALK.id, [SHOT])
+    assert torch.equal(cut.pixels["pixel_values"], mine.pixels["pixel_values"])
     torch.testing.assert_close(supervised_logits(again, row), supervised_logits(adapter, row))
     assert again.model.generation_config.eos_token_id == again.processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
@@ -163,7 +167,10 @@ def test_pictures_are_padded_where_the_settings_say_so(tmp_path):
     assert made.shape == (3, 32, 32)
     torch.testing.assert_close(made[:, 0], torch.zeros(3, 32), rtol=0, atol=0.01)  # the mean colour above
     assert made[:, 16].min() > 0.99
-    assert padded.row(TALK, [wide]).ids.tolist() == square.row(TALK, [wide]).ids.tolist()
+    row = padded.row(TALK, [wide])
+    assert row.ids.tolist() == square.row(TALK, [wide]).ids.tolist()
+    cut = padded.cut(padded.read(TALK, None)[0], TALK.id, [wide])
+    assert torch.equal(cut.pixels["pixel_values"], row.pixels["pixel_values"])
 
 
 @pytest.mark.parametrize(
