@@ -14,15 +14,19 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from students import distil, models, teachers
+from students import distil, models
 from students.data import pack
 from students.data.samples import Sample, TrainingSet
 from students.models.llava import LlavaAdapter
 from students.options import DistilOptions
 from students.recipe import Variant, parse
 from students.shape import LlavaShape
+from students.teacher_signal.keys import signal_key
+from students.teacher_signal.packed import cache
+from students.teacher_signal.reading import TeacherSignal
 from students.tokens import SPECIAL, build_tokenizer
 from students.training import Training
+from students.vision.pictures import pixel_table
 
 #: Tokens of a tokenizer beside its words: the special ones, digits and continuations of digits.
 OTHERS = len(SPECIAL) + 20
@@ -85,7 +89,7 @@ class Case:
     def batch(self, members: list[list[int]]) -> pack.Batch:
         """One step's rows as tensors, for the plain side; its data costs no time in a step either."""
         adapter = models.load(self.base)
-        return pack.collate(self.inputs.encoded, members, teachers.pixel_table(adapter, self.inputs.data))
+        return pack.collate(self.inputs.encoded, members, pixel_table(adapter, self.inputs.data))
 
 
 def words(count: int) -> list[str]:
@@ -132,10 +136,10 @@ def prepared(size: Size, steps: int) -> Iterator[Case]:
         found = samples(size, steps * size.rows)
         encoded = pack.encode(found.samples, models.load(base).processor)
         started = time.process_time()
-        teachers.cache(teacher, found, folder / "signal", lambda *_: None, rows=size.rows, turns=1)
+        cache(teacher, found, folder / "signal", lambda *_: None, rows=size.rows, turns=1)
         seconds = time.process_time() - started
         size_on_disk = sum(path.stat().st_size for path in (folder / "signal").rglob("*") if path.is_file())
-        said = teachers.TeacherSignal.load(folder / "signal", teachers.signal_key(teacher, found))
+        said = TeacherSignal.load(folder / "signal", signal_key(teacher, found))
         batches = [[[step * size.rows + row] for row in range(size.rows)] for step in range(steps)]
         # far more steps than are taken, so that the rate stays what it is and no histogram of a last step is in the times
         options = DistilOptions(

@@ -18,11 +18,15 @@ import torch
 import tasks
 from harness.config import Preset, load_preset, model_path
 from loss_level import OPTIONS, Shape
-from students import distil, models, teachers
+from students import distil, models
 from students.data import pack, samples
 from students.options import DistilOptions
 from students.recipe import Variant, parse
+from students.teacher_signal.keys import signal_key
+from students.teacher_signal.packed import cache
+from students.teacher_signal.reading import TeacherSignal
 from students.training import Training
+from students.vision.pictures import pixel_table
 from tasks.training import training_rows
 
 BASELINE = "ce"
@@ -57,7 +61,7 @@ class Workload:
     def shape(self) -> Shape:
         """Return the first batch's sizes: rows, longest row, supervised tokens a row (rounded), V, width, n_v."""
         adapter = models.load(self.inputs.base)
-        batch = pack.collate(self.inputs.encoded, self.batches[0], teachers.pixel_table(adapter, self.inputs.data))
+        batch = pack.collate(self.inputs.encoded, self.batches[0], pixel_table(adapter, self.inputs.data))
         rows, length = batch.input_ids.shape
         sizes = {"vocabulary": adapter.vocabulary_size, "width": adapter.hidden_size, "vision": adapter.vision_tokens or 0}
         return Shape("miniature", rows, length, round(len(batch.labels) / rows), **sizes)
@@ -82,9 +86,9 @@ def workload(images: int, steps: int) -> Iterator[Workload]:
     with TemporaryDirectory() as folder:
         signal = Path(folder) / "signal"
         started = time.process_time()
-        teachers.cache(teacher, found, signal, lambda *_: None, rows=training.rows, turns=training.turns)
+        cache(teacher, found, signal, lambda *_: None, rows=training.rows, turns=training.turns)
         seconds = time.process_time() - started
-        said = teachers.TeacherSignal.load(signal, teachers.signal_key(teacher, found))
+        said = TeacherSignal.load(signal, signal_key(teacher, found))
         encoded = pack.encode(found.samples, models.load(base).processor)
         batches = list(pack.schedule(pack.groups(encoded, training.turns, 0), steps + 1, training.rows, 0))
         # far more steps than are taken, so that nothing of the last step (histograms) is in the times

@@ -137,8 +137,8 @@ def _learn(adapter: LlavaAdapter, corpus: Corpus, making: Making, role: str, pro
 
     from students import pretrain
     from students.data import pack
-    from students.teachers import pixel_table
     from students.tower import align, scale_projector
+    from students.vision.pictures import pixel_table
 
     if making.labels is None:
         raise UserError(f"the {role} needs the option 'labels'")

@@ -16,7 +16,7 @@ from students.data.pack import Batch, Encoded, collate, groups, schedule
 from students.data.samples import TrainingSet
 from students.data.truncation import counts as counted
 from students.data.truncation import line
-from students.teachers import data_digest
+from students.teacher_signal.keys import data_digest
 from students.vision import pictures
 from students.vocabulary import refuse_beyond
 

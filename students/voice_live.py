@@ -34,7 +34,7 @@ class Look(NamedTuple):
 
 
 class PackedVoice(Voice):
-    """What :func:`students.teachers.cache` would have written, asked for step by step.
+    """What :func:`students.teacher_signal.packed.cache` would have written, asked for step by step.
 
     Args:
         folder: the teacher's checkpoint.

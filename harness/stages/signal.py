@@ -53,13 +53,13 @@ def record(target: str) -> str:
 
 def packed(context: Context) -> None:
     """Cache what the teacher says about every supervised token of the training data."""
-    from students import teachers
     from students.blind import Blind
+    from students.teacher_signal.packed import cache
 
     features = _begin(context)
     chosen = _sure(context)
     training = context.config["training"]
-    teachers.cache(
+    cache(
         context.place("teacher"),
         data.load_training(context.root),
         context.out(SIGNAL),

@@ -73,16 +73,17 @@ def _reads(options: DistilOptions) -> str:
 
 def _packed(context: Context, options: DistilOptions) -> Inputs:
     """Read the training data, and the teacher's signal unless the teacher is live."""
-    from students import teachers
     from students.blind import Blind
     from students.inputs import Inputs
+    from students.teacher_signal.keys import signal_key
+    from students.teacher_signal.reading import TeacherSignal
 
     base, teacher = context.place("base"), context.place("teacher")
     (samples, encoded), blind = encode.load(context.root), Blind(**context.config["blind"])
     if options.live_teacher:
         return Inputs(base, samples, encoded, None, teacher, blind, seen(context))
-    key = teachers.signal_key(teacher, samples, blind, options.teacher_dtype)
-    said = teachers.TeacherSignal.load(context.root / signal.SIGNAL, key)
+    key = signal_key(teacher, samples, blind, options.teacher_dtype)
+    said = TeacherSignal.load(context.root / signal.SIGNAL, key)
     return Inputs(base, samples, encoded, said, teacher, blind, seen(context), signal.open_kept(context, key))
 
 

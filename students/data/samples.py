@@ -24,7 +24,7 @@ class Sample:
         answer: the reply to learn; differs from ``clean_answer`` where label noise was injected.
         clean_answer: the right reply.
         noisy: the label was replaced.
-        blind: the teacher does not see this sample's image; what it sees instead, students/teachers.py decides.
+        blind: the teacher does not see this sample's image; what it sees instead, students/teacher_signal decides.
     """
 
     id: str

@@ -1,7 +1,10 @@
 """A way to carry out a tiny plan of fake stages."""
 
+import os
+
 import pytest
 from fake_plan import Log
+from test_cli import COMMON, HOME, call
 
 from harness import plan, store
 from harness.base import write_json
@@ -18,6 +21,17 @@ data: { images: 30 }
 training: { steps: 4, rows: 4, betas_every: 2, flush_every: 2 }
 evaluation: { limit: 3 }
 recipes: [ce, ce+fkl@fixed, ce+fkl@instance]
+"""
+
+NO_NETWORK = """
+import socket
+
+def refuse(self, address, *rest):
+    if self.family != socket.AF_UNIX:
+        raise OSError(f"the network was asked for: {address}")
+    return original(self, address, *rest)
+
+original, socket.socket.connect = socket.socket.connect, refuse
 """
 
 
@@ -51,3 +65,23 @@ def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("preset") / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    """A working folder that refuses the network, and that holds a package which workers must not take for ours."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "students").mkdir()
+    (folder / "students" / "__init__.py").write_text("raise ImportError('the wrong package')")
+    (folder / "cut").mkdir()
+    (folder / "cut" / "sitecustomize.py").write_text(NO_NETWORK)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(work, tiny):
+    """One finished run of two students on two benchmarks, made once for all who compare with it or look at it."""
+    cut = f"{work / 'cut'}{os.pathsep}{HOME}"
+    done = call("--preset", tiny, *COMMON, "--out", "run", cwd=work, PYTHONPATH=cut)
+    assert done.returncode == 0, done.stderr
+    return work / "run"

@@ -16,6 +16,10 @@ from harness.base import write_json
 HOME = Path(harness.__file__).parents[1]
 
 
+#: What the whole runs do that tests compare with each other.
+COMMON = ("--students", "ce,ce+fkl@instance", "--tasks", "pope,textvqa")
+
+
 def call(*arguments, cwd, module="harness.run", **environment):
     """Run a command of the harness from any folder."""
     env = {**os.environ, "PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1", "COLUMNS": "100", **environment}

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from test_cli import call
+from test_cli import COMMON, call
 
 from harness import store
 from harness.base import read_json, write_json
@@ -14,17 +14,16 @@ def _digests(root):
 
 
 @pytest.mark.slow
-def test_ray_and_local_give_the_same_digests_and_scores(tmp_path, tiny):
-    common = ("--preset", tiny, "--students", "ce,ce+fkl@instance", "--tasks", "pope")
-    for executor in ("local", "ray"):
-        done = call(*common, "--executor", executor, "--out", executor, cwd=tmp_path, RAY_ADDRESS="")
-        assert done.returncode == 0, done.stderr
-        assert "report: " in done.stdout
-        assert "raylet" not in done.stdout + done.stderr
-    assert _digests(tmp_path / "local") == _digests(tmp_path / "ray")
+def test_ray_and_local_give_the_same_digests_and_scores(finished, tmp_path, tiny):
+    common = ("--preset", tiny, *COMMON)
+    done = call(*common, "--executor", "ray", "--out", "ray", cwd=tmp_path, RAY_ADDRESS="")
+    assert done.returncode == 0, done.stderr
+    assert "report: " in done.stdout
+    assert "raylet" not in done.stdout + done.stderr
+    assert _digests(finished) == _digests(tmp_path / "ray")
     assert "student/ce+fkl@instance/seed0" in _digests(tmp_path / "ray")
     for frame in ("scores", "diagnostics"):
-        one, other = (pd.read_parquet(tmp_path / name / f"{frame}.parquet") for name in ("local", "ray"))
+        one, other = (pd.read_parquet(root / f"{frame}.parquet") for root in (finished, tmp_path / "ray"))
         pd.testing.assert_frame_equal(one, other, check_exact=True)
     again = call(*common, "--out", "ray", cwd=tmp_path)
     assert "nothing to do" in again.stdout

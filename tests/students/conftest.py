@@ -8,7 +8,9 @@ from students.data.samples import Sample, TrainingSet
 from students.models.llava import LlavaAdapter
 from students.options import DistilOptions
 from students.shape import LlavaShape
-from students.teachers import TeacherSignal, cache, signal_key
+from students.teacher_signal.keys import signal_key
+from students.teacher_signal.packed import cache
+from students.teacher_signal.reading import TeacherSignal
 from students.tokens import build_tokenizer
 
 WORDS = ("red", "blue", "green", "dark red")

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from harness.base import UserError
-from students import checkpoint, teachers
+from students import checkpoint
 from students.blind import Blind
 from students.data.pack import encode
 from students.data.samples import Sample, TrainingSet
 from students.models.llava import LlavaAdapter
 from students.options import DistilOptions
 from students.recipe import Variant
+from students.teacher_signal.keys import signal_key
+from students.teacher_signal.packed import cache
+from students.teacher_signal.reading import TeacherSignal
 
 CACHED = DistilOptions(steps=20, rows=4, turns=3, warmup=2, betas_every=1, flush_every=5, micro_rows=2)
 LIVE = CACHED.model_copy(update={"live_teacher": True})
@@ -70,8 +73,8 @@ def test_blind_samples_hear_what_the_signal_would_say(train, folders, make_data,
     )
     data = TrainingSet((*plain.samples, *extra), {**plain.images, **more})
     encoded = encode(data.samples, LlavaAdapter.load(folders / "base").processor)
-    teachers.cache(folders / "teacher", data, tmp_path / "said", lambda *_: None, turns=3, blind=blind)
-    signal = teachers.TeacherSignal.load(tmp_path / "said", teachers.signal_key(folders / "teacher", data, blind))
+    cache(folders / "teacher", data, tmp_path / "said", lambda *_: None, turns=3, blind=blind)
+    signal = TeacherSignal.load(tmp_path / "said", signal_key(folders / "teacher", data, blind))
     given = {"data": data, "encoded": encoded, "variant": Variant(weighting={"features": ["teacher_prompt", "teacher_vision"]})}
     cached = train("ce+fkl@instance@v", "cached", options=CACHED, signal=signal, **given)
     live = train("ce+fkl@instance@v", "live", options=LIVE, signal=None, blind=blind, **given)

@@ -16,7 +16,7 @@ from students.losses import Losses
 from students.models.llava import LlavaAdapter
 from students.options import DistilOptions
 from students.recipe import Variant, parse
-from students.teachers import pixel_table
+from students.vision.pictures import pixel_table
 
 TINY = DistilOptions(steps=5, rows=2, turns=3, warmup=1, betas_every=2, flush_every=3)  # the fixture's own
 LARGE = TINY.model_copy(update={"rows": 4})

@@ -1,6 +1,5 @@
 """FSDP2 over two processes without a GPU: accelerate shards on GPUs alone, so it is told here that two CPUs are some."""
 
-import contextlib
 import dataclasses
 
 import pytest
@@ -38,23 +37,6 @@ def _sharding():
     accelerate.Accelerator = Sharding
 
 
-def _interrupted(ranks, given, out):  # noqa: F811
-    """Leave a training after step 7, on both processes at once."""
-    from students.training import Training
-
-    step = Training.step
-
-    def stops(self, number, members):
-        step(self, number, members)
-        if number == 7:
-            raise KeyboardInterrupt
-
-    Training.step = stops
-    with contextlib.suppress(KeyboardInterrupt):
-        together.train(RESUMED, given["stream"], out / "killed")
-    Training.step = step
-
-
 def _all(ranks, given, out):  # noqa: F811
     from torch.distributed.tensor import DTensor
 
@@ -74,7 +56,7 @@ def _all(ranks, given, out):  # noqa: F811
     for number, each in enumerate(CASES):
         together.train(each, given[each.inputs], out / str(number))
 
-    _interrupted(ranks, given, out)
+    together.leave_after(7, RESUMED, given["stream"], out / "killed")
     together.train(RESUMED, given["stream"], out / "killed")
     together.train(RESUMED, given["stream"], out / "unbroken")
     assert set(kinds) == {"fsdp2"}

@@ -8,14 +8,16 @@ from memory_corpus import MIXED, MemoryCorpus
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from twins import mobilevlm_twin
 
-from students import distil, stored, teachers
+from students import distil, stored
 from students.feed import PackedFeed
 from students.feed_stream import StreamFeed
 from students.options import DistilOptions
 from students.recipe import Variant, parse
 from students.teacher_signal import streams
 from students.teacher_signal.forms import Form
-from students.teacher_signal.keys import stream_key
+from students.teacher_signal.keys import signal_key, stream_key
+from students.teacher_signal.packed import cache
+from students.teacher_signal.reading import TeacherSignal
 from students.teacher_signal.stream_reading import StreamSignal
 from students.training import Training
 
@@ -102,8 +104,8 @@ def test_a_step_in_chunks_waits_for_nothing(recipe, folders, data, encoded, sign
 
 
 def test_a_step_on_bins_waits_for_nothing(folders, data, encoded, tmp_path):
-    teachers.cache(folders / "teacher", data, tmp_path / "signal", lambda *_: None, form=Form("topk", "float16", 8))
-    said = teachers.TeacherSignal.load(tmp_path / "signal", teachers.signal_key(folders / "teacher", data))
+    cache(folders / "teacher", data, tmp_path / "signal", lambda *_: None, form=Form("topk", "float16", 8))
+    said = TeacherSignal.load(tmp_path / "signal", signal_key(folders / "teacher", data))
     given = distil.Inputs(folders / "base", data, encoded, said, folders / "teacher")
     assert reads_of(Training(parse("ce+fkl@instance"), PACKED, given, 0, tmp_path / "out", "cpu", Variant())) == ""
 

@@ -20,8 +20,8 @@ from students.energies.llava_kd import Energy as LlavaKD
 from students.models._attention import first_attention
 from students.models.llava import LlavaAdapter
 from students.shape import LlavaShape
-from students.teachers import pixel_table
 from students.tokens import build_tokenizer
+from students.vision.pictures import pixel_table
 
 N_V, V_SIDE = 4, 8
 SHAPE = {"layers": 2, "vision_hidden": 16, "vision_layers": 1, "vision_heads": 2, "image": V_SIDE, "patch": 4}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.base import UserError
-from students import energies, teachers
+from students import energies
 from students.batch import TokenBatch
 from students.bins import Bins, binned
 from students.blind import Blind
@@ -22,7 +22,9 @@ from students.recipe import Variant
 from students.teacher_signal import codec, errors
 from students.teacher_signal.appending import Appender
 from students.teacher_signal.forms import Form, Size, loss
-from students.teachers import TeacherSignal, cache, signal_key
+from students.teacher_signal.keys import signal_key
+from students.teacher_signal.packed import FACTS, cache
+from students.teacher_signal.reading import TeacherSignal
 from students.voice_live import PackedVoice
 
 HALF, TOP = Form("half", "float16"), Form("topk", "float16", 4)
@@ -226,7 +228,7 @@ def test_the_first_version_of_a_signal_is_still_read(folders, data, signal, sign
     for path in signal_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     meta = json.loads((tmp_path / "meta.json").read_text())
-    old = {"version": 2, "key": meta["key"], "shapes": {name: meta["shapes"][name] for name in teachers.ARRAYS}}
+    old = {"version": 2, "key": meta["key"], "shapes": {name: meta["shapes"][name] for name in ("logits", *FACTS)}}
     (tmp_path / "meta.json").write_text(json.dumps(old))
     found = TeacherSignal.load(tmp_path, signal_key(folders / "teacher", data))
     assert torch.equal(found.logits([0, 5]), signal.logits([0, 5]))

@@ -258,13 +258,14 @@ def test_each_image_is_kept_once(pair, corpus, vision, tmp_path):
 @pytest.mark.parametrize("blind", [(), (0, 3, 9)])
 def test_packed_students_read_the_kept_tokens_of_the_live_teacher(train, folders, data, make_data, signal, tmp_path, blind):
     """Also where a row has blind and seeing samples, which are shown different images."""
-    from students import teachers
+    from students.teacher_signal.packed import cache
+    from students.teacher_signal.reading import TeacherSignal
 
     shown = make_data(blind) if blind else data
     said = signal
     if blind:
-        teachers.cache(folders / "teacher", shown, tmp_path / "said", lambda *_: None, turns=3)
-        said = teachers.TeacherSignal.load(tmp_path / "said", signal_key(folders / "teacher", shown))
+        cache(folders / "teacher", shown, tmp_path / "said", lambda *_: None, turns=3)
+        said = TeacherSignal.load(tmp_path / "said", signal_key(folders / "teacher", shown))
     kept.cache_samples(folders / "teacher", shown, tmp_path / "kept", lambda *_: None)
     tokens = KeptVision(tmp_path / "kept", signal_key(folders / "teacher", shown))
     options = DistilOptions(steps=20, rows=4, turns=3, warmup=2, betas_every=1, flush_every=20, micro_rows=2)

@@ -16,7 +16,10 @@ from students.blind import OTHERS, SAYS, Blind, others
 from students.data.pack import collate, encode, groups
 from students.data.samples import Sample, TrainingSet
 from students.models.llava import LlavaAdapter
-from students.teachers import ARRAYS, TeacherSignal, cache, pixel_table, signal_key
+from students.teacher_signal.keys import signal_key
+from students.teacher_signal.packed import FACTS, cache
+from students.teacher_signal.reading import TeacherSignal
+from students.vision.pictures import pixel_table
 
 
 def live(adapter, encoded, data, index):
@@ -110,7 +113,7 @@ def test_blind_samples_see_the_mean_image_and_nobody_else_does(make_data, folder
     assert torch.allclose(got.logits([9]), signal.logits([9]), atol=1e-5)  # has no image to be blind to
 
 
-@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("name", ("logits", *FACTS))
 @pytest.mark.parametrize("keep", [0, 40, -7])
 def test_truncated_files_are_named(folders, data, signal_folder, tmp_path, name, keep):
     folder = tmp_path / "signal"

@@ -1,5 +1,6 @@
 """Trainings on several processes of this machine, started as a launcher starts them, and on one, to compare."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -41,6 +42,25 @@ def train(case, inputs, out, options=None, progress=lambda *_: None):
         if case.limit is not None and options is None:
             patch.setattr(stored, "LIMIT", case.limit)
         distil.distil(parse(case.recipe), options or case.options, inputs, 0, out, progress, variant=case.variant)
+
+
+def leave_after(last, case, inputs, out):
+    """Train a case, and leave after step ``last``, on all processes at once."""
+    from students.training import Training
+
+    class Left(BaseException):
+        """Nothing of a training catches it."""
+
+    step = Training.step
+
+    def stops(self, number, members):
+        step(self, number, members)
+        if number == last:
+            raise Left
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Left):
+        patch.setattr(Training, "step", stops)
+        train(case, inputs, out)
 
 
 def _child(rank, world, port, work, given, answers):
