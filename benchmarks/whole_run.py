@@ -206,19 +206,20 @@ def _times(ours: Took, plain: Took, stages: Mapping[str, float]) -> dict[str, An
 
 
 def _losses(run: Path, plain: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Per student, the largest gap of any channel's loss and of the total over the first steps, and where it passes 1e-5."""
+    """Per student, the largest gap of any channel's loss over the first steps and all, and where it passes 1e-5.
+
+    Beside them that of the objective, which adds what the weighting makes of the losses: weights, and its regulariser.
+    """
     rows = []
     for name, records in plain.items():
         ours = base.read_jsonl(run / "students" / name / "seed0" / "dynamics.jsonl")
-        gaps = []
-        for mine, other in zip(ours, records, strict=True):
-            each = [abs(mine["total"] - other["total"])]
-            each += [abs(mine["loss"][channel] - value) for channel, value in other["loss"].items()]
-            gaps.append(max(each))
+        pairs = list(zip(ours, records, strict=True))
+        gaps = [max(abs(mine["loss"][channel] - value) for channel, value in other["loss"].items()) for mine, other in pairs]
+        total = [abs(mine["total"] - other["total"]) for mine, other in pairs]
         first = next((step for step, gap in enumerate(gaps, start=1) if gap > GAP), None)
         rows.append({
             "student": name, "steps": len(gaps), "gap_of_first_steps": max(gaps[:STEPS]), "gap_of_all_steps": max(gaps),
-            "first_step_beyond_1e-5": first,
+            "first_step_beyond_1e-5": first, "objective_gap_of_first_steps": max(total[:STEPS]),
         })  # fmt: skip
     return rows
 
@@ -261,7 +262,8 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
     ]
     losses = [
         [row["student"], f"{row['gap_of_first_steps']:.1e}", f"{row['gap_of_all_steps']:.1e}",
-         "-" if row["first_step_beyond_1e-5"] is None else str(row["first_step_beyond_1e-5"])]
+         "-" if row["first_step_beyond_1e-5"] is None else str(row["first_step_beyond_1e-5"]),
+         f"{row['objective_gap_of_first_steps']:.1e}"]
         for row in result["losses"]
     ]  # fmt: skip
     scores = [
@@ -271,7 +273,11 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
     return [
         (title, ["side", "processor s", "clock s"], sides),
         ("Where the seconds go (ours: clock of the stages; plain: processor)", ["side", "part", "s"], parts),
-        (f"Largest gap of losses, first {STEPS} steps and all", ["student", "first", "all", "first beyond 1e-5"], losses),
+        (
+            f"Largest gap of losses, first {STEPS} steps and all; of the objective, first {STEPS} steps",
+            ["student", "first", "all", "first beyond 1e-5", "objective, first"],
+            losses,
+        ),
         ("Scores", ["student", "protocol", "ours", "plain", "equal replies %"], scores),
     ]
 
