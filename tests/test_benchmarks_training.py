@@ -94,6 +94,18 @@ def test_one_step_writes_what_it_measured(tmp_path):
     assert "| 50 | kept |" in done.stdout
 
 
+def test_chunks_and_blocks_of_any_size_give_the_same_gradients(tmp_path):
+    done = run(tmp_path, "chunks.py", "--tiny", "--rounds", "1", "--out", "chunks.json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads((tmp_path / "chunks.json").read_text())
+    for kind in ("chunks", "blocks"):
+        for rows in value[kind]:
+            assert len({row["size"] for row in rows}) >= 4
+            assert max(row["gap"] for row in rows) < 1e-5
+            assert min(row["peak_bytes"] for row in rows) > 0
+    assert "| all |" in (tmp_path / "chunks.md").read_text()
+
+
 def test_bad_output_is_one_line(tmp_path):
     done = run(tmp_path, "growth.py", "--out", "table.csv")
     assert done.returncode == 2
