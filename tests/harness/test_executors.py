@@ -73,13 +73,19 @@ def test_nothing_outlives_a_command_that_ends(tmp_path, executor, how):
     driver = tmp_path / "driver.py"
     driver.write_text(_DRIVER.format(paths=[str(here), str(here.parents[1])]))
     command = [sys.executable, str(driver), str(tmp_path / "run"), executor]
-    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    pid = _wait_for(tmp_path / "pid", 60)
-    if how == signal.SIGINT:
-        os.killpg(parent.pid, how)  # as a terminal does
-    else:
+    parent = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit "ignored"
+    )  # fmt: skip
+    try:
+        pid = _wait_for(tmp_path / "pid", 60)
+        if how == signal.SIGINT:
+            os.killpg(parent.pid, how)  # as a terminal does
+        else:
+            parent.kill()
+        parent.wait(60)
+    finally:
         parent.kill()
-    parent.wait(120)  # Ray takes long to stop where other tests run beside it
     deadline = time.monotonic() + 60
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
