@@ -210,7 +210,8 @@ def _draw(result: dict[str, Any], path: Path) -> None:
     rows = result["students"]
     for side, style in (("ours", "o-"), ("plain", "o-"), ("floor", "k:")):
         axes[0, 2].plot([row["students"] for row in rows], [row[side] for row in rows], style, label=side)
-    axes[0, 2].set(xlabel="students", ylabel="seconds in all", ylim=(0, None))
+    ticks = [row["students"] for row in rows]
+    axes[0, 2].set(xlabel="students", ylabel="seconds in all", ylim=(0, None), xticks=ticks)
     rows = result["samples"]
     axes[1, 2].plot([row["samples"] for row in rows], [row["bytes"] / mib for row in rows], "o-", label="signal")
     axes[1, 2].set(xlabel="samples", ylabel="MiB on disk", ylim=(0, None))

@@ -133,8 +133,10 @@ class RowsPlan:
         count = None if facts is None else int(facts[unit])
         epochs, steps = _reads(users)
         looks = None if count is None else int(epochs * count) + steps
-        times = f"{epochs:g} times" + (f" and {steps:,} more" if steps else "") if looks is None else f"{looks:,} times in all"
-        why = f"{len(users)} stage(s) read {unit if count is None else f'{count:,} {unit}'} {times}"
+        more = f" and {steps:,} of them" if steps else ""
+        times = f"{epochs:g} time(s){more}" if looks is None else f"{looks:,} times in all"
+        what_of = f"all {unit}" if count is None else f"{count:,} {unit}"
+        why = f"{len(users)} stage(s) read {what_of} {times}"
         seldom = epochs <= 1 and steps == 0 if looks is None or count is None else looks <= count
         if seldom and not there:
             return Decision(what, False, why)

@@ -98,7 +98,7 @@ def test_every_training_of_a_corpus_shares_its_tokens(planned):
         assert {each.id for each in plan.upstream(stage, stages)} <= seen
         seen.add(stage.id)
         assert ("tokens" in stage.places) == (stage.id in users)
-    assert decisions(made)["tokens of corpus tiny"] == (True, "6 stage(s) read rows 5 times and 512 more")
+    assert decisions(made)["tokens of corpus tiny"] == (True, "6 stage(s) read all rows 5 time(s) and 512 of them")
 
 
 def test_a_format_of_its_own_has_tokens_of_its_own(planned):
@@ -128,7 +128,7 @@ def test_images_are_decoded_once_where_they_are_no_features(planned):
     assert users == {"student", "signal", rows.KIND}
     ids = [stage.id for stage in stages]
     assert ids.index("corpus/tiny") < ids.index("pictures/tiny") < ids.index("encode/tiny") < ids.index("student/ce/seed0/one")
-    assert decisions(made)["pictures of corpus tiny"] == (True, "6 stage(s) read images 6 times")
+    assert decisions(made)["pictures of corpus tiny"] == (True, "6 stage(s) read all images 6 time(s)")
 
 
 @pytest.mark.parametrize(("steps", "once"), [("steps: 3", False), ("steps: 4", True)])
@@ -139,7 +139,7 @@ def test_rows_that_are_hardly_read_are_left_alone(planned, root, steps, once):
     assert decisions(made)["tokens of corpus tiny"] == (once, f"2 stage(s) read 30 rows {reads} times in all")
     assert ("encode/tiny" in kept(stages)) == once
     alone, _, _ = planned("qwen2_vl", recipes="ce", steps="epochs: 0.5", root=root / "nowhere")
-    assert decisions(alone)["tokens of corpus tiny"] == (False, "2 stage(s) read rows 1 times")
+    assert decisions(alone)["tokens of corpus tiny"] == (False, "2 stage(s) read all rows 1 time(s)")
 
 
 def test_what_does_not_fit_is_left_out_with_the_reason(planned, root, monkeypatch):
