@@ -10,7 +10,7 @@ from torch import Tensor
 
 from students.bins import Bins
 
-#: Logits of one model that are held at once: 2^24 in float32 are 64 MiB, and head, labels and an energy hold about five such tensors.
+#: Logits of one model that are held at once: 2^24 in float32 are 64 MiB, and head, labels and an energy hold about five such.
 LIMIT = 1 << 24
 
 
