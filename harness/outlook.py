@@ -199,7 +199,9 @@ def _hours(console: Console, blueprint: Blueprint, root: Path, planned: Sequence
         options = each.stage.training
         with tempfile.TemporaryDirectory(dir=scratch, prefix=".probe-") as name:
             said = Path(name) / "signal"
-            if any(plan.hears(recipe.name, options) for recipe in named):
+            # who reads vision tokens too is timed with the teacher beside it: those of made-up rows are not kept
+            told = {r.name for r in named if plan.hears(r.name, options) and not plan.reads_tokens(r.name, options)}
+            if told:
                 a_row = probe.signal(options, teacher, each.words, "cuda", said)
                 if each.rows is not None:
                     once = a_row * each.rows / 3600
@@ -207,7 +209,7 @@ def _hours(console: Console, blueprint: Blueprint, root: Path, planned: Sequence
                     _say(console, f"hours: teacher signal {each.stage.name} {once:.1f} h, once for all students")
             for recipe in named:
                 variant = load_variant(recipe.variant) if recipe.variant else None
-                taught, heard = teacher if recipe.energies else None, said if plan.hears(recipe.name, options) else None
+                taught, heard = teacher if recipe.energies else None, said if recipe.name in told else None
                 timing = probe.probe(recipe, variant, options, base, taught, each.words, "cuda", scratch, heard)
                 if each.steps is None:
                     continue

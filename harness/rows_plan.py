@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from harness import caching, store
+from harness.base import read_json
 from harness.config import Preset
 from harness.plan import Producers, Stage
 from harness.resources import of_kind
@@ -100,7 +102,9 @@ class RowsPlan:
         usual = next(each.training.template for each in self.preset.stages if each.corpus == name)
         label = name if template == usual else f"{name}-{template or 'own'}"
         reads, given = self.sources.inputs("base")
-        config: dict[str, Any] = {"corpus": name} | ({} if template is None else {"template": template})
+        # another version may read otherwise, and then nobody would take these (students/data/tokenised.py)
+        versions = {package: version(package) for package in ("tokenizers", "transformers")}
+        config: dict[str, Any] = {"corpus": name, "versions": versions} | ({} if template is None else {"template": template})
         places = {**_where(reader), "base": self.sources.place("base")}
         index = corpus.target(name)
         return Stage(
@@ -128,6 +132,9 @@ class RowsPlan:
     ) -> Decision:
         entry = store.read_entry(root, stage.id)
         there = entry is not None and store.inspect(root, entry)[0]  # it costs nothing any more
+        refused = root / stage.targets[0] / rows.WHY
+        if there and refused.is_file():
+            return Decision(what, False, f"{read_json(refused)['why']} (to try again, remove {refused.parent})")
         facts = rows.facts(root, stage)
         unit = "images" if stage.plans == rows.PICTURES_PLANS else "rows"
         count = None if facts is None else int(facts[unit])
@@ -143,13 +150,14 @@ class RowsPlan:
         if facts is not None and facts.get("sizes") is None and not there:
             return Decision(what, False, "the corpus was indexed by an earlier version, which did not record its sizes")
         plan: Callable[[Path, Stage], int | None] = rows.tokens_bytes if unit == "rows" else rows.pictures_bytes
-        size = plan(root, stage)
-        if size is None and bound is not None and not there:
+        size = taken(root, stage, bound) if there else plan(root, stage)
+        if size is None and bound is not None:
             return Decision(
                 what, False, "what they would take is not known before the corpus is there, and --cache-gb is a bound"
             )
-        limit, named = limit_of(root, bound, 0 if bound is None else _others(root, stage, users, stages))
-        if size is not None and size > limit and not there:
+        limit, named = limit_of(root, bound, 0 if bound is None else _others(root, stage, users, stages, bound))
+        # the disk has room for what lies on it; a bound may have become smaller
+        if size is not None and size > limit and (bound is not None or not there):
             said = f"they would take {size / caching.GB:,.3g} GB, and {named} leaves {limit / caching.GB:,.3g} GB"
             return Decision(what, False, said)
         return Decision(what, True, why)
@@ -190,10 +198,10 @@ def _reads(users: Sequence[Stage]) -> tuple[float, int]:
     return epochs, single
 
 
-def _others(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stage]) -> int:
-    """Return the bytes of the other caches that have to be there together with this one, as far as they are known."""
+def _others(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stage], bound: int) -> int:
+    """Return the bytes of the other caches that have to be there together with this one."""
     producers = Producers(stages)
     beside = [{s.id for s in producers.upstream(each) if s.cache and s.id != stage.id} for each in (stage, *users)]
     named = set().union(*beside)
-    sizes = {s.id: taken(root, s) for s in stages if s.id in named}
+    sizes = {s.id: taken(root, s, bound) for s in stages if s.id in named}
     return max(sum(sizes[name] for name in ids) for ids in beside)

@@ -18,6 +18,7 @@ from harness.config import Preset, Train
 from harness.plan import Producers, Stage
 from harness.real import Assemble
 from harness.resources import of_kind
+from harness.signal_form import SHARE, TOKENS_SHARE
 from harness.sources import Sources
 from harness.stages import corpus, data, encode, vision
 from students.options import DistilOptions
@@ -235,10 +236,13 @@ class VisionPlan:
             return Decision(what, False, why)
         declared = self._declared(stage) if count is None else count
         size = None if declared is None else vision.size(stage, declared, self._shape(root, stage))
-        limit, named = limit_of(root, bound, 0 if bound is None else _others(root, stage, users, stages))
-        if size is None and bound is not None and not there:
+        if there:
+            size = taken(root, stage, bound)
+        limit, named = limit_of(root, bound, 0 if bound is None else _others(root, stage, users, stages, bound))
+        if size is None and bound is not None:
             return Decision(what, False, f"what they would take is not known before they are there, and {named} is a bound")
-        if size is not None and size > limit and not there:
+        # the disk has room for what lies on it; a bound may have become smaller
+        if size is not None and size > limit and (bound is not None or not there):
             said = f"features would take {size / caching.GB:,.3g} GB, and {named} leaves {limit / caching.GB:,.3g} GB"
             return Decision(what, False, said)
         return Decision(what, True, why)
@@ -293,17 +297,17 @@ def _looks(root: Path, users: Sequence[Stage], images: int | None) -> int | None
     return found
 
 
-def _others(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stage]) -> int:
-    """Return the bytes of the other caches that have to be there together with a set of features, as far as they are known."""
+def _others(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stage], bound: int) -> int:
+    """Return the bytes of the other caches that have to be there together with a set of features."""
     producers = Producers(stages)
     beside = [{s.id for s in producers.upstream(each) if s.cache and s.kind != vision.KIND} for each in (stage, *users)]
     named = set().union(*beside)
-    sizes = {s.id: taken(root, s) for s in stages if s.id in named}
+    sizes = {s.id: taken(root, s, bound) for s in stages if s.id in named}
     return max(sum(sizes[name] for name in ids) for ids in beside)
 
 
-def taken(root: Path, stage: Stage) -> int:
-    """Return the bytes of another cache, as it lies there or else as planned.
+def taken(root: Path, stage: Stage, bound: int | None) -> int:
+    """Return the bytes of another cache, as it lies there or else as planned; its share of a bound before it is known.
 
     0 where no form of it fits into its bound: nobody may need it any more, and who does will hear it when it is to be made.
     """
@@ -311,9 +315,12 @@ def taken(root: Path, stage: Stage) -> int:
     if entry is not None and store.inspect(root, entry)[0]:
         return sum(output.size for output in entry.outputs.values())
     try:
-        return caching.planned(root, stage).bytes or 0
+        size = caching.planned(root, stage).bytes
     except UserError:
         return 0
+    if size is None:  # a signal, and vision tokens, take no more than this once that is decided
+        return int({"signal": SHARE, "kept": TOKENS_SHARE}.get(stage.kind, 0.0) * (bound or 0))
+    return size
 
 
 def limit_of(root: Path, bound: int | None, others: int) -> tuple[int, str]:

@@ -238,6 +238,65 @@ def test_a_cache_that_is_cut_off_or_stale_is_made_again(planned, root, tmp_path)
     assert stage.id not in found.done and not found.damaged
 
 
+@pytest.fixture
+def stored(planned, root, tmp_path):
+    """The stage of a llava's tokens, which are stored; the corpus is in the ledger too."""
+    _, stages, _ = planned("llava", recipes="ce")
+    by_id = {stage.id: stage for stage in stages}
+    (root / "corpora" / "tiny").rename(root / "made")
+    done(root, by_id["corpus/tiny"], stages, lambda s: (root / "made").rename(store.partial(root, s.targets[0])))
+    stage = by_id["encode/tiny"]
+    stage.places["images"] = str(tmp_path / "corpora" / "source" / "images")
+    done(root, stage, stages, lambda s: rows.tokens(Context(s, Settings(root, "cpu", 1), {}, lambda *_: None)))
+    return stage
+
+
+def test_what_is_stored_goes_where_a_smaller_bound_has_no_room_for_it(planned, root, stored):
+    bytes_there = sum(path.stat().st_size for path in (root / stored.targets[0]).iterdir())
+    made, stages, _ = planned("llava", recipes="ce", bound=bytes_there // 2)
+    once, why = decisions(made)["tokens of corpus tiny"]
+    assert not once and "--cache-gb" in why
+    keeper = caching.Keeper(root, stages, bytes_there // 2)
+    keeper.check(plan.look(root, stages).done)  # nobody needs it
+    assert [cache.stage for cache in keeper.surplus(set())] == [stored.id]
+    made, stages, _ = planned("llava", recipes="ce", bound=10**9)
+    assert decisions(made)["tokens of corpus tiny"][0] and stored.id in plan.look(root, stages).done
+
+
+def test_another_version_of_the_tokenizers_makes_them_again(planned, root, stored, monkeypatch):
+    assert stored.id in plan.look(root, planned("llava", recipes="ce")[1]).done
+    monkeypatch.setattr("harness.rows_plan.version", lambda package: f"9.9 of {package}")
+    stages = planned("llava", recipes="ce")[1]
+    assert stored.id in kept(stages) and stored.id not in plan.look(root, stages).done
+
+
+def test_what_did_not_fit_once_is_not_said_to_be_there(planned, root, stored):
+    folder = root / stored.targets[0]
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / rows.WHY).write_text(json.dumps({"why": "no room"}))
+    entry = store.entry_path(root, stored.id)
+    entry.unlink()
+    stages = planned("llava", recipes="ce")[1]
+    (root / "why").mkdir()
+    (folder / rows.WHY).rename(root / "why" / rows.WHY)
+    folder.rmdir()
+    done(root, kept(stages)[stored.id], stages, lambda s: (root / "why").rename(store.partial(root, s.targets[0])))
+    made, stages, _ = planned("llava", recipes="ce")
+    assert decisions(made)["tokens of corpus tiny"] == (False, f"no room (to try again, remove {folder})")
+    assert kept(stages) == {}
+    remove(folder)
+    assert decisions(planned("llava", recipes="ce")[0])["tokens of corpus tiny"][0]
+
+
+def test_a_signal_whose_size_is_not_known_yet_has_its_share_of_the_bound(planned, root):
+    """So that a run is not refused in its middle, when the teacher's tokens are counted."""
+    stages = kept(planned("qwen2_vl")[1])
+    need = rows.planned_tokens(root, stages["encode/tiny"]).bytes + rows.planned_pictures(root, stages["pictures/tiny"]).bytes
+    assert set(kept(planned("qwen2_vl", bound=int(1.02 * need))[1])) != set(stages)
+    assert set(kept(planned("qwen2_vl", bound=int(2.1 * need))[1])) == set(stages)
+
+
 def test_the_stages_of_a_run_find_them(planned, root, tmp_path):
     """Tokens from stored pictures; the count of the teacher's tokens; a first stage, and one that starts from it."""
     _, stages, _ = planned("qwen2_vl", steps="steps: 4")
