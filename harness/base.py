@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -151,6 +152,9 @@ def open_array(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> Any:
     try:
         with Path(path).open("rb+") as file:
             size = os.fstat(file.fileno()).st_size
+            # the system would fill the disk before it gives up, and whatever else writes there meanwhile would fail
+            if size > shutil.disk_usage(Path(path).parent).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             if size and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError:

@@ -7,7 +7,8 @@ may be decided anew each time: by how often rows are read, by what else is store
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 from harness import caching, store
 from harness.base import read_json
 from harness.config import Preset
-from harness.plan import Producers, Stage
+from harness.plan import Stage
 from harness.resources import of_kind
 from harness.sources import Sources
 from harness.stages import corpus, rows
-from harness.vision_plan import VisionPlan, limit_of, taken
+from harness.vision_plan import VisionPlan
+from harness.worth import Decision, room, taken
 from students.options import DistilOptions
 from students.vision import FAMILIES
 
@@ -29,20 +31,8 @@ READERS, LOOKERS = ("student", "signal", "count"), ("student", "signal", "kept",
 SECONDS = 60.0
 #: Rows that the count of a signal's tokens reads (students/teacher_signal/streams.py, COUNTED).
 _COUNTED = 512
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether something is made once: ``what`` it is, yes or no, and the reason in one line."""
-
-    what: str
-    once: bool
-    why: str
-
-    @property
-    def line(self) -> str:
-        """For people."""
-        return f"{self.what}: made {'once' if self.once else 'whenever a row is read'}, because {self.why}"
+#: What a decision says: yes, and no.
+WORDS = ("made once", "made whenever a row is read")
 
 
 class RowsPlan:
@@ -130,11 +120,12 @@ class RowsPlan:
     def _decide(
         self, root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stage], bound: int | None, what: str
     ) -> Decision:
+        decided = partial(Decision, what, words=WORDS)
         entry = store.read_entry(root, stage.id)
         there = entry is not None and store.inspect(root, entry)[0]  # it costs nothing any more
         refused = root / stage.targets[0] / rows.WHY
         if there and refused.is_file():
-            return Decision(what, False, f"{read_json(refused)['why']} (to try again, remove {refused.parent})")
+            return decided(False, f"{read_json(refused)['why']} (to try again, remove {refused.parent})")
         facts = rows.facts(root, stage)
         unit = "images" if stage.plans == rows.PICTURES_PLANS else "rows"
         count = None if facts is None else int(facts[unit])
@@ -146,21 +137,19 @@ class RowsPlan:
         why = f"{len(users)} stage(s) read {what_of} {times}"
         seldom = epochs <= 1 and steps == 0 if looks is None or count is None else looks <= count
         if seldom and not there:
-            return Decision(what, False, why)
+            return decided(False, why)
         if facts is not None and facts.get("sizes") is None and not there:
-            return Decision(what, False, "the corpus was indexed by an earlier version, which did not record its sizes")
+            return decided(False, "the corpus was indexed by an earlier version, which did not record its sizes")
         plan: Callable[[Path, Stage], int | None] = rows.tokens_bytes if unit == "rows" else rows.pictures_bytes
         size = taken(root, stage, bound) if there else plan(root, stage)
         if size is None and bound is not None:
-            return Decision(
-                what, False, "what they would take is not known before the corpus is there, and --cache-gb is a bound"
-            )
-        limit, named = limit_of(root, bound, 0 if bound is None else _others(root, stage, users, stages, bound))
+            return decided(False, "what they would take is not known before the corpus is there, and --cache-gb is a bound")
+        limit, named = room(root, stage, users, stages, bound)
         # the disk has room for what lies on it; a bound may have become smaller
         if size is not None and size > limit and (bound is not None or not there):
             said = f"they would take {size / caching.GB:,.3g} GB, and {named} leaves {limit / caching.GB:,.3g} GB"
-            return Decision(what, False, said)
-        return Decision(what, True, why)
+            return decided(False, said)
+        return decided(True, why)
 
 
 def _template(stage: Stage) -> str | None:
@@ -196,12 +185,3 @@ def _reads(users: Sequence[Stage]) -> tuple[float, int]:
             else:
                 single += options.steps * options.rows
     return epochs, single
-
-
-def _others(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stage], bound: int) -> int:
-    """Return the bytes of the other caches that have to be there together with this one."""
-    producers = Producers(stages)
-    beside = [{s.id for s in producers.upstream(each) if s.cache and s.id != stage.id} for each in (stage, *users)]
-    named = set().union(*beside)
-    sizes = {s.id: taken(root, s, bound) for s in stages if s.id in named}
-    return max(sum(sizes[name] for name in ids) for ids in beside)

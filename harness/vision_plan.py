@@ -7,20 +7,20 @@ may be decided anew each time: by what the models are, by how often an image is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tasks
-from harness import caching, needs, store
-from harness.base import UserError, read_json
+from harness import caching, store
+from harness.base import read_json
 from harness.config import Preset, Train
-from harness.plan import Producers, Stage
+from harness.plan import Stage
 from harness.real import Assemble
 from harness.resources import of_kind
-from harness.signal_form import SHARE, TOKENS_SHARE
 from harness.sources import Sources
 from harness.stages import corpus, data, encode, vision
+from harness.worth import Decision, room, taken
 from students.options import DistilOptions
 from students.vision import FAMILIES
 
@@ -30,22 +30,8 @@ USERS = ("student", "signal", "kept", "evaluate")
 SECONDS = 15.0
 #: (n, C) of a tower that is not on this machine: CLIP's large one at 336 pixels.
 USUAL = (577, 1024)
-#: Without --cache-gb, features take no more than this share of what is free on the disk.
-SHARE_OF_FREE = 0.25
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether the tower is run once for a set of images: ``what`` they are, yes or no, and the reason in one line."""
-
-    what: str
-    once: bool
-    why: str
-
-    @property
-    def line(self) -> str:
-        """For people."""
-        return f"{self.what}: {'once per image' if self.once else 'whenever one is shown'}, because {self.why}"
+#: What a decision says: yes, and no.
+WORDS = ("once per image", "whenever one is shown")
 
 
 class VisionPlan:
@@ -110,7 +96,7 @@ class VisionPlan:
 
     def _left(self, what: str, why: str) -> Stage | None:
         """Record why there is no stage for a set of images."""
-        decision = Decision(what, False, why)
+        decision = Decision(what, False, why, WORDS)
         if decision not in self._never:
             self._never.append(decision)
         return None
@@ -233,19 +219,20 @@ class VisionPlan:
         known = "images" if count is None else f"{count:,} images"
         why = f"{len(users)} stage(s) look at {known} {often}"
         if count is not None and looks is not None and looks <= count and not there:
-            return Decision(what, False, why)
+            return Decision(what, False, why, WORDS)
         declared = self._declared(stage) if count is None else count
         size = None if declared is None else vision.size(stage, declared, self._shape(root, stage))
         if there:
             size = taken(root, stage, bound)
-        limit, named = limit_of(root, bound, 0 if bound is None else _others(root, stage, users, stages, bound))
+        limit, named = room(root, stage, users, stages, bound)
         if size is None and bound is not None:
-            return Decision(what, False, f"what they would take is not known before they are there, and {named} is a bound")
+            said = f"what they would take is not known before they are there, and {named} is a bound"
+            return Decision(what, False, said, WORDS)
         # the disk has room for what lies on it; a bound may have become smaller
         if size is not None and size > limit and (bound is not None or not there):
             said = f"features would take {size / caching.GB:,.3g} GB, and {named} leaves {limit / caching.GB:,.3g} GB"
-            return Decision(what, False, said)
-        return Decision(what, True, why)
+            return Decision(what, False, said, WORDS)
+        return Decision(what, True, why, WORDS)
 
     def _shape(self, root: Path, stage: Stage) -> tuple[int, int]:
         """Return (n, C) of the base; of what it will be made from, before it is there."""
@@ -295,36 +282,3 @@ def _looks(root: Path, users: Sequence[Stage], images: int | None) -> int | None
                 return None
             found += int(read_json(asked)["rows"]) * (2 if user.config.get("diagnostics", True) else 1)
     return found
-
-
-def _others(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stage], bound: int) -> int:
-    """Return the bytes of the other caches that have to be there together with a set of features."""
-    producers = Producers(stages)
-    beside = [{s.id for s in producers.upstream(each) if s.cache and s.kind != vision.KIND} for each in (stage, *users)]
-    named = set().union(*beside)
-    sizes = {s.id: taken(root, s, bound) for s in stages if s.id in named}
-    return max(sum(sizes[name] for name in ids) for ids in beside)
-
-
-def taken(root: Path, stage: Stage, bound: int | None) -> int:
-    """Return the bytes of another cache, as it lies there or else as planned; its share of a bound before it is known.
-
-    0 where no form of it fits into its bound: nobody may need it any more, and who does will hear it when it is to be made.
-    """
-    entry = store.read_entry(root, stage.id)
-    if entry is not None and store.inspect(root, entry)[0]:
-        return sum(output.size for output in entry.outputs.values())
-    try:
-        size = caching.planned(root, stage).bytes
-    except UserError:
-        return 0
-    if size is None:  # a signal, and vision tokens, take no more than this once that is decided
-        return int({"signal": SHARE, "kept": TOKENS_SHARE}.get(stage.kind, 0.0) * (bound or 0))
-    return size
-
-
-def limit_of(root: Path, bound: int | None, others: int) -> tuple[int, str]:
-    """Return the bytes that features may take, and what says so."""
-    if bound is not None:
-        return max(0, bound - others), f"--cache-gb {bound / caching.GB:g} (beside other caches)"
-    return int(SHARE_OF_FREE * needs.free_disk(root)), f"{SHARE_OF_FREE:.0%} of what is free on the disk"

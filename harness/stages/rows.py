@@ -16,6 +16,7 @@ from harness import needs
 from harness.base import read_json, write_json
 from harness.caching import GB, Planned
 from harness.stages import corpus as corpora
+from harness.worth import SHARE_OF_FREE
 
 if TYPE_CHECKING:
     from harness.plan import Stage
@@ -27,8 +28,6 @@ STAGE_VERSION = 1
 
 KIND = "encode"
 TOKENS_PLANS, PICTURES_PLANS = "harness.stages.rows:planned_tokens", "harness.stages.rows:planned_pictures"
-#: Without --cache-gb, a cache of rows takes no more than this share of what is free on the disk.
-SHARE_OF_FREE = 0.25
 WHY = "why.json"
 #: An image's tokens where no file says how many: the most that Qwen2-VL makes as published.
 _IMAGE_TOKENS = 16_384

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from harness.base import UserError, read_json, write_json
 from students.data.conversations import UnreadableImage
+from students.data.mapped import REMAKE, mapped
 
 if TYPE_CHECKING:
     from students.data.conversations import Conversation, Corpus, Picture
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 #: Raise when the files mean something else.
 VERSION = 1
 META, NAMES, WHY = "meta.json", "names.json", "why.json"
-_REMAKE = "Remove the folder and run the same command again"
 _ARRAYS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "pixels": (np.uint8, ()), "offsets": (np.int64, ()), "sides": (np.int32, (2,)),
 }  # fmt: skip
@@ -55,26 +55,16 @@ class Decoded:
             return
         meta = read_json(folder / META) if (folder / META).is_file() else None
         if not isinstance(meta, dict) or meta.get("version") != VERSION:
-            raise UserError(f"{folder} holds no pictures of version {VERSION} ({META}). {_REMAKE}")
+            raise UserError(f"{folder} holds no pictures of version {VERSION} ({META}). {REMAKE}")
         if meta["rows"] != corpus.digest:
-            raise UserError(f"{folder} holds the pictures of another corpus than {corpus.name!r} is now. {_REMAKE}")
-        arrays = {name: self._array(name, tuple(meta["shapes"][name])) for name in _ARRAYS}
+            raise UserError(f"{folder} holds the pictures of another corpus than {corpus.name!r} is now. {REMAKE}")
+        arrays = {name: mapped(folder, name, dtype, tuple(meta["shapes"][name])) for name, (dtype, _) in _ARRAYS.items()}
         self._pixels, self._offsets, self._sides = (arrays[name] for name in _ARRAYS)
         names = read_json(folder / NAMES) if (folder / NAMES).is_file() else []
         if len(names) != len(self._sides) or self._offsets[-1] != len(self._pixels) or len(self._offsets) != len(names) + 1:
-            raise UserError(f"{folder / NAMES} is missing or does not fit {len(self._sides)} pictures. {_REMAKE}")
+            raise UserError(f"{folder / NAMES} is missing or does not fit {len(self._sides)} pictures. {REMAKE}")
         self._index = {name: number for number, name in enumerate(names)}
         self.why = f"{len(names):,} pictures, decoded once"
-
-    def _array(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        path = self.folder / f"{name}.npy"
-        try:
-            found: NDArray[Any] = np.load(path, mmap_mode="r" if shape[0] else None)  # nothing cannot be mapped
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{path} is missing or cut off ({error}). {_REMAKE}") from error
-        if found.shape != shape or found.dtype != _ARRAYS[name][0]:
-            raise UserError(f"{path} is {found.dtype} {found.shape}, {META} says {shape}. {_REMAKE}")
-        return found
 
     def __reduce__(self) -> tuple[type[Decoded], tuple[Corpus, Path]]:
         return (Decoded, (self.corpus, self.folder))

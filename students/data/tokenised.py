@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.base import UserError, digest, read_json
 from students.data.conversations import Whole
+from students.data.mapped import REMAKE, mapped
 
 if TYPE_CHECKING:
     from students.data.conversations import Conversation, Corpus
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 #: Raise when the same corpus and reader would give other files.
 VERSION = 1
 META, WHY = "meta.json", "why.json"
-_REMAKE = "Remove the folder and run the same command again"
 _ARRAYS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "ids": (np.int32, ()), "supervised": (np.bool_, ()), "starts": (np.int32, ()), "places": (np.int64, (2,)),
 }  # fmt: skip
@@ -66,27 +65,17 @@ class Tokenised:
     def __init__(self, folder: Path, expected: dict[str, str]) -> None:
         meta = read_json(folder / META) if (folder / META).is_file() else None
         if not isinstance(meta, dict) or meta.get("version") != VERSION:
-            raise UserError(f"{folder} holds no tokens of version {VERSION} ({META}). {_REMAKE}")
+            raise UserError(f"{folder} holds no tokens of version {VERSION} ({META}). {REMAKE}")
         if meta["key"]["rows"] != expected["rows"]:
             raise Unfit("the stored tokens are of other rows")
         if meta["key"]["reader"] != expected["reader"]:
             raise Unfit("it reads text or images otherwise than the base, whose tokens are stored")
         self.folder, self.unread = folder, int(meta["unread"])
-        arrays = {name: self._array(name, tuple(meta["shapes"][name])) for name in _ARRAYS}
+        arrays = {name: mapped(folder, name, dtype, tuple(meta["shapes"][name])) for name, (dtype, _) in _ARRAYS.items()}
         self._ids, self._supervised, self._starts, self._places = (arrays[name] for name in _ARRAYS)
         ends = [len(self._ids), len(self._starts)]
         if not len(self._places) or self._places[-1].tolist() != ends or len(self._supervised) != ends[0]:
-            raise UserError(f"{folder / 'places.npy'} does not fit the other arrays. {_REMAKE}")
-
-    def _array(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        path = self.folder / f"{name}.npy"
-        try:
-            found: NDArray[Any] = np.load(path, mmap_mode="r" if shape[0] else None)  # nothing cannot be mapped
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{path} is missing or cut off ({error}). {_REMAKE}") from error
-        if found.shape != shape or found.dtype != _ARRAYS[name][0]:
-            raise UserError(f"{path} is {found.dtype} {found.shape}, {META} says {shape}. {_REMAKE}")
-        return found
+            raise UserError(f"{folder / 'places.npy'} does not fit the other arrays. {REMAKE}")
 
     def __len__(self) -> int:
         return len(self._places) - 1
@@ -119,7 +108,7 @@ def opened(folder: Path | None, corpus: Corpus, adapter: Adapter) -> tuple[Token
     except Unfit as error:
         return None, str(error)
     if len(found) != len(corpus):
-        raise UserError(f"{folder} holds {len(found)} rows, and corpus {corpus.name!r} {len(corpus)}. {_REMAKE}")
+        raise UserError(f"{folder} holds {len(found)} rows, and corpus {corpus.name!r} {len(corpus)}. {REMAKE}")
     left = f"; {found.unread:,} could not be read" if found.unread else ""
     return found, f"tokens of {len(found):,} rows, made once{left}"
 

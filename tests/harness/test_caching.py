@@ -256,12 +256,14 @@ def test_other_failures_are_no_full_disk():
     assert not disk.is_full(RuntimeError("expected 3 tensors, 2 written"))
 
 
-def test_an_array_takes_its_space_when_it_is_opened(tmp_path):
+def test_an_array_takes_its_space_when_it_is_opened_or_touches_nothing(tmp_path, monkeypatch):
     path = tmp_path / "a.npy"
     array = open_array(path, "float32", (100_000, 5))
     assert array.shape == (100_000, 5) and not array.any()
     assert path.stat().st_blocks * 512 >= 2_000_000
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    # whatever else writes to the disk would fail while it is filled in vain
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("space was taken"))
     with pytest.raises(OSError) as caught:
         open_array(tmp_path / "b.npy", "float32", (free // 2, 5))
     assert disk.is_full(caught.value) and not (tmp_path / "b.npy").exists()

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_left_out_with_the_reason(planned, root, monkeypatc
     made, stages, _ = planned("qwen2_vl", bound=10**9)
     assert set(kept(stages)) == {"encode/tiny", "pictures/tiny"}
     caching.Keeper(root, stages, 10**9).check(set())
-    monkeypatch.setattr("harness.vision_plan.SHARE_OF_FREE", 1e-12)
+    monkeypatch.setattr("harness.worth.SHARE_OF_FREE", 1e-12)
     assert "free on the disk" in decisions(planned("qwen2_vl")[0])["tokens of corpus tiny"][1]
 
 
@@ -216,16 +216,26 @@ def done(root, stage, stages, work):
     store.commit(root, stage.id, digest, stage.version, stage.targets, 0.0, stage.cache)
 
 
+def with_corpus(root, stages):
+    """Put the corpus into the ledger."""
+    (root / "corpora" / "tiny").rename(root / "made")
+    (stage,) = (each for each in stages if each.id == "corpus/tiny")
+    done(root, stage, stages, lambda s: (root / "made").rename(store.partial(root, s.targets[0])))
+
+
+def tokenise(root, stage, stages, source):
+    stage.places["images"] = str(source)
+    done(root, stage, stages, lambda s: rows.tokens(Context(s, Settings(root, "cpu", 1), {}, lambda *_: None)))
+
+
 def test_a_cache_that_is_cut_off_or_stale_is_made_again(planned, root, tmp_path):
     """By the ledger, before anybody opens it; another corpus or base is another digest."""
     _, stages, _ = planned("llava", recipes="ce")
     source = tmp_path / "corpora" / "source" / "images"
     by_id = {stage.id: stage for stage in stages}
-    (root / "corpora" / "tiny").rename(root / "made")
-    done(root, by_id["corpus/tiny"], stages, lambda s: (root / "made").rename(store.partial(root, s.targets[0])))
+    with_corpus(root, stages)
     stage = by_id["encode/tiny"]
-    stage.places["images"] = str(source)
-    done(root, stage, stages, lambda s: rows.tokens(Context(s, Settings(root, "cpu", 1), {}, lambda *_: None)))
+    tokenise(root, stage, stages, source)
     found = plan.look(root, stages)
     assert stage.id in found.done and not found.damaged
     path = root / stage.targets[0] / "ids.npy"
@@ -243,11 +253,9 @@ def stored(planned, root, tmp_path):
     """The stage of a llava's tokens, which are stored; the corpus is in the ledger too."""
     _, stages, _ = planned("llava", recipes="ce")
     by_id = {stage.id: stage for stage in stages}
-    (root / "corpora" / "tiny").rename(root / "made")
-    done(root, by_id["corpus/tiny"], stages, lambda s: (root / "made").rename(store.partial(root, s.targets[0])))
+    with_corpus(root, stages)
     stage = by_id["encode/tiny"]
-    stage.places["images"] = str(tmp_path / "corpora" / "source" / "images")
-    done(root, stage, stages, lambda s: rows.tokens(Context(s, Settings(root, "cpu", 1), {}, lambda *_: None)))
+    tokenise(root, stage, stages, tmp_path / "corpora" / "source" / "images")
     return stage
 
 
@@ -332,12 +340,10 @@ def test_a_running_student_keeps_the_tokens_that_it_maps(planned, root, tmp_path
     _, stages, _ = planned("qwen2_vl", recipes="ce")
     source = tmp_path / "corpora" / "source" / "images"
     by_id = {stage.id: stage for stage in stages}
-    (root / "corpora" / "tiny").rename(root / "made")
-    done(root, by_id["corpus/tiny"], stages, lambda s: (root / "made").rename(store.partial(root, s.targets[0])))
+    with_corpus(root, stages)
     tokens, other = by_id["encode/tiny"], by_id["pictures/tiny"]
     place = tokens.places.pop("pictures")
-    tokens.places["images"] = str(source)
-    done(root, tokens, stages, lambda s: rows.tokens(Context(s, Settings(root, "cpu", 1), {}, lambda *_: None)))
+    tokenise(root, tokens, stages, source)
     tokens.places["pictures"] = place
     keeper = caching.Keeper(root, stages, rows.planned_pictures(root, other).bytes + 100)
     finished = {"corpus/tiny", tokens.id}

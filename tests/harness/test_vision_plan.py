@@ -111,7 +111,7 @@ def test_features_fit_or_are_left_out_with_the_reason(preset, tmp_path, monkeypa
     assert decisions(made)["images of the training data"] == (
         False, "features would take 0.0158 GB, and --cache-gb 0.03072 (beside other caches) leaves 0.0154 GB",
     )  # fmt: skip
-    monkeypatch.setattr("harness.vision_plan.SHARE_OF_FREE", 1e-9)
+    monkeypatch.setattr("harness.worth.SHARE_OF_FREE", 1e-9)
     made, _ = planned(preset, tmp_path)
     assert "free on the disk" in decisions(made)["images of the training data"][1]
 
@@ -134,7 +134,7 @@ def test_a_million_images_of_a_published_tower_do_not_fill_the_disk(tmp_path):
 
 
 def test_stages_of_a_training_share_a_corpus_until_the_tower_learns(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.vision_plan.SHARE_OF_FREE", 1e9)
+    monkeypatch.setattr("harness.worth.SHARE_OF_FREE", 1e9)
     preset = config.load_preset("paper-table4")
     first, second = preset.stages
 
