@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -119,13 +120,13 @@ def _measure(work: Callable[[int], Any], rounds: int, sizes: list[int], blocks: 
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for number in range(rounds + 1):
         for size in sizes:
-            took = measuring.processor_seconds(lambda size=size: once(size))  # type: ignore[misc]
+            took = measuring.processor_seconds(partial(once, size))
             if number:
                 seconds[size].append(took)
     rows = []
     for size in sizes:
         gap = float((once(size) - expected).abs().max() / expected.abs().max())
-        peak = measuring.peak_bytes(lambda size=size: once(size))  # type: ignore[misc]
+        peak = measuring.peak_bytes(partial(once, size))
         rows.append({"size": size, "seconds": measuring.spread(seconds[size]), "peak_bytes": peak, "gap": gap})
     return rows
 

@@ -39,6 +39,14 @@ class Planned:
     why: str = ""
 
 
+def lying(root: Path, name: str) -> int | None:
+    """Return the bytes of the cache that the stage ``name`` made, None where it is not whole."""
+    entry = store.read_entry(root, name)
+    if entry is None or not entry.cache or not store.inspect(root, entry)[0]:
+        return None
+    return sum(output.size for output in entry.outputs.values())
+
+
 @dataclass(frozen=True)
 class Held:
     """A cache in the run folder: the stage that made it, its bytes, when it was last used, and its files."""
@@ -221,11 +229,8 @@ class Keeper:
 
     def _size(self, name: str) -> int | None:
         """Return a cache's bytes: as it lies there, else as planned."""
-        stage = self._by_id[name]
-        entry = store.read_entry(self._root, name)
-        if entry is not None and entry.cache and store.inspect(self._root, entry)[0]:
-            return sum(output.size for output in entry.outputs.values())
-        return planned(self._root, stage).bytes
+        there = lying(self._root, name)
+        return planned(self._root, self._by_id[name]).bytes if there is None else there
 
     def _sure(self, name: str) -> int:
         size = planned(self._root, self._by_id[name]).bytes

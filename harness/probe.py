@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from harness.base import UserError, digest, read_json, read_jsonl
 from harness.estimates import TOKENS_PER_WORD
-from harness.signal_plan import ROOM
 from students.data.conversations import IMAGE, Conversation, Turn
 from students.options import DistilOptions
 from students.recipe import Recipe, Variant
@@ -104,7 +103,7 @@ def signal(options: DistilOptions, teacher: Path, words: float, device: Literal[
     seen: list[tuple[int, float]] = []
     streams.cache(
         teacher, corpus, out, lambda done, _: seen.append((done, time.perf_counter())), rows=short.micro_rows or short.rows,
-        device=device, dtype=options.teacher_dtype, template=options.template, limit=_limit(options),
+        device=device, dtype=options.teacher_dtype, template=options.template, limit=options.teacher_limit,
     )  # fmt: skip
     (rows, started), (last, ended) = seen[COLD - 1], seen[-1]
     return (ended - started) / (last - rows)
@@ -144,7 +143,7 @@ def probe(
         from students.teacher_signal.keys import stream_key
         from students.teacher_signal.stream_reading import StreamSignal
 
-        key = stream_key(teacher, corpus, options.template, _limit(options), options.teacher_dtype)
+        key = stream_key(teacher, corpus, options.template, options.teacher_limit, options.teacher_dtype)
         heard = StreamSignal.load(said, key)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".probe-") as name:
         out = Path(name) / "student"
@@ -168,10 +167,6 @@ def _shortened(options: DistilOptions, words: float) -> tuple[DistilOptions, Mad
     )  # fmt: skip
     fitting = int(words) if options.max_length is None else min(int(words), int(options.max_length / TOKENS_PER_WORD))
     return short, MadeUp(rows * STEPS, max(2, fitting))
-
-
-def _limit(options: DistilOptions) -> int | None:
-    return None if options.max_length is None else options.max_length + ROOM
 
 
 def hours(timing: Timing, options: DistilOptions, steps: int) -> float:

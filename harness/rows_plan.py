@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness import caching, store
+from harness import caching
 from harness.base import read_json
 from harness.config import Preset
 from harness.plan import Stage
@@ -21,7 +21,7 @@ from harness.resources import of_kind
 from harness.sources import Sources
 from harness.stages import corpus, rows
 from harness.vision_plan import VisionPlan
-from harness.worth import Decision, room, taken
+from harness.worth import Decision, room
 from students.options import DistilOptions
 from students.vision import FAMILIES
 
@@ -121,10 +121,9 @@ class RowsPlan:
         self, root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stage], bound: int | None, what: str
     ) -> Decision:
         decided = partial(Decision, what, words=WORDS)
-        entry = store.read_entry(root, stage.id)
-        there = entry is not None and store.inspect(root, entry)[0]  # it costs nothing any more
+        there = caching.lying(root, stage.id)  # it costs nothing any more
         refused = root / stage.targets[0] / rows.WHY
-        if there and refused.is_file():
+        if there is not None and refused.is_file():
             return decided(False, f"{read_json(refused)['why']} (to try again, remove {refused.parent})")
         facts = rows.facts(root, stage)
         unit = "images" if stage.plans == rows.PICTURES_PLANS else "rows"
@@ -136,17 +135,17 @@ class RowsPlan:
         what_of = f"all {unit}" if count is None else f"{count:,} {unit}"
         why = f"{len(users)} stage(s) read {what_of} {times}"
         seldom = epochs <= 1 and steps == 0 if looks is None or count is None else looks <= count
-        if seldom and not there:
+        if seldom and there is None:
             return decided(False, why)
-        if facts is not None and facts.get("sizes") is None and not there:
+        if facts is not None and facts.get("sizes") is None and there is None:
             return decided(False, "the corpus was indexed by an earlier version, which did not record its sizes")
         plan: Callable[[Path, Stage], int | None] = rows.tokens_bytes if unit == "rows" else rows.pictures_bytes
-        size = taken(root, stage, bound) if there else plan(root, stage)
+        size = plan(root, stage) if there is None else there
         if size is None and bound is not None:
             return decided(False, "what they would take is not known before the corpus is there, and --cache-gb is a bound")
         limit, named = room(root, stage, users, stages, bound)
         # the disk has room for what lies on it; a bound may have become smaller
-        if size is not None and size > limit and (bound is not None or not there):
+        if size is not None and size > limit and (bound is not None or there is None):
             said = f"they would take {size / caching.GB:,.3g} GB, and {named} leaves {limit / caching.GB:,.3g} GB"
             return decided(False, said)
         return decided(True, why)

@@ -19,9 +19,6 @@ from students.options import DistilOptions
 from students.teacher_signal import declared
 from students.teacher_signal.forms import LARGEST_K, Form, Size, loss
 
-#: Tokens beyond a student's limit that the teacher reads of a row, as students/feed_stream.py has it.
-ROOM = 4096
-
 
 class SignalPlan:
     """Builds these stages for one preset.
@@ -199,7 +196,7 @@ class SignalPlan:
         options = stage.training
         found: dict[str, Any] = {} if options.template is None else {"template": options.template}
         if options.max_length is not None:
-            found["limit"] = options.max_length + ROOM
+            found["limit"] = options.teacher_limit
         return {**found, **self._teacher(options)}
 
     def streamed(self, stage: TrainingStage, names: Sequence[str], images: str | None) -> list[Stage]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from harness import caching, store
+from harness import caching
 from harness.base import read_json
 from harness.config import Preset, Train
 from harness.plan import Stage
@@ -20,7 +20,7 @@ from harness.real import Assemble
 from harness.resources import of_kind
 from harness.sources import Sources
 from harness.stages import corpus, data, encode, vision
-from harness.worth import Decision, room, taken
+from harness.worth import Decision, room
 from students.options import DistilOptions
 from students.vision import FAMILIES
 
@@ -211,25 +211,24 @@ class VisionPlan:
     def _decide(self, root: Path, stage: Stage, stages: Sequence[Stage], bound: int | None) -> Decision:
         what = "images of the questions" if stage.targets == (vision.QUESTIONS,) else f"images of {self._rows(stage)}"
         users = [each for each in stages if stage.targets[0] in each.uses]
-        entry = store.read_entry(root, stage.id)
-        there = entry is not None and store.inspect(root, entry)[0]  # it costs nothing any more
+        there = caching.lying(root, stage.id)  # it costs nothing any more
         count = vision.images(root, stage)
         looks = _looks(root, users, count)
         often = "each time they are shown" if looks is None else f"{looks:,} times in all"
         known = "images" if count is None else f"{count:,} images"
         why = f"{len(users)} stage(s) look at {known} {often}"
-        if count is not None and looks is not None and looks <= count and not there:
+        if count is not None and looks is not None and looks <= count and there is None:
             return Decision(what, False, why, WORDS)
         declared = self._declared(stage) if count is None else count
-        size = None if declared is None else vision.size(stage, declared, self._shape(root, stage))
-        if there:
-            size = taken(root, stage, bound)
+        size = there
+        if there is None and declared is not None:
+            size = vision.size(stage, declared, self._shape(root, stage))
         limit, named = room(root, stage, users, stages, bound)
         if size is None and bound is not None:
             said = f"what they would take is not known before they are there, and {named} is a bound"
             return Decision(what, False, said, WORDS)
         # the disk has room for what lies on it; a bound may have become smaller
-        if size is not None and size > limit and (bound is not None or not there):
+        if size is not None and size > limit and (bound is not None or there is None):
             said = f"features would take {size / caching.GB:,.3g} GB, and {named} leaves {limit / caching.GB:,.3g} GB"
             return Decision(what, False, said, WORDS)
         return Decision(what, True, why, WORDS)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import caching, needs, store
+from harness import caching, needs
 from harness.base import UserError
 from harness.plan import Producers, Stage
 from harness.signal_form import SHARE, TOKENS_SHARE
@@ -51,7 +51,7 @@ def room(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stag
         bound: bytes that caches may hold; None for no bound.
     """
     if bound is None:
-        return int(SHARE_OF_FREE * needs.free_disk(root)), f"{SHARE_OF_FREE:.0%} of what is free on the disk"
+        return of_free(root)
     producers = Producers(stages)
     beside = [{s.id for s in producers.upstream(each) if s.cache and s.id != stage.id} for each in (stage, *users)]
     named = set().union(*beside)
@@ -60,14 +60,19 @@ def room(root: Path, stage: Stage, users: Sequence[Stage], stages: Sequence[Stag
     return max(0, bound - others), f"--cache-gb {bound / caching.GB:g} (beside other caches)"
 
 
+def of_free(root: Path) -> tuple[int, str]:
+    """Return the bytes that the disk has for such a cache, and what says so."""
+    return int(SHARE_OF_FREE * needs.free_disk(root)), f"{SHARE_OF_FREE:.0%} of what is free on the disk"
+
+
 def taken(root: Path, stage: Stage, bound: int | None) -> int:
     """Return the bytes of a cache, as it lies there or else as planned; its share of a bound before it is known.
 
     0 where no form of it fits into its bound: nobody may need it any more, and who does will hear it when it is to be made.
     """
-    entry = store.read_entry(root, stage.id)
-    if entry is not None and store.inspect(root, entry)[0]:
-        return sum(output.size for output in entry.outputs.values())
+    there = caching.lying(root, stage.id)
+    if there is not None:
+        return there
     try:
         size = caching.planned(root, stage).bytes
     except UserError:

@@ -15,14 +15,11 @@ from students.data.decoded import Decoded
 from students.data.order import Order
 from students.data.truncation import Taken, counts, made, take
 from students.feed import Feed, Hearing, Members, Part
+from students.options import ROOM, DistilOptions
 from students.vision import pictures
 
 if TYPE_CHECKING:
     from students.models._base import Adapter
-    from students.options import DistilOptions
-
-#: Tokens that a teacher may need beyond the student's for the part of a row that the student's limit left.
-ROOM = 4096
 
 
 class StreamFeed(Feed):
@@ -129,8 +126,7 @@ class StreamFeed(Feed):
     def _read(self, taken: Taken, pictures: Sequence[Picture]) -> Row:
         """Read a row as the teacher does."""
         assert self.teacher is not None
-        whole = None if self._theirs is None else self._theirs[taken.index]
-        return made(self.teacher, taken.conversation, pictures, _limit(taken.row), whole)
+        return made(self.teacher, taken.conversation, pictures, _limit(taken.row), self._theirs, taken.index)
 
     def describe(self, index: int) -> dict[str, Any]:
         """Id, source, images and turns of a row."""

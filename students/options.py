@@ -15,6 +15,8 @@ Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Decay = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 Part = Literal["language", "projector", "tower"]
+#: Tokens that a teacher may need beyond the student's for the part of a row that the student's limit left.
+ROOM = 4096
 
 
 class Lora(Strict):
@@ -127,6 +129,11 @@ class DistilOptions(Strict):
         """Leave out later options at their defaults: what was done without them has the same digest as ever."""
         fields = type(self).model_fields
         return {k: v for k, v in dump(self).items() if k not in LATER or getattr(self, k) != fields[k].default}
+
+    @property
+    def teacher_limit(self) -> int | None:
+        """Tokens that a teacher reads of a row, None for all: enough to cover what the student's limit leaves of it."""
+        return None if self.max_length is None else self.max_length + ROOM
 
     def warmup_steps(self, steps: int) -> int:
         """Return the steps of warm-up of a training of ``steps``."""

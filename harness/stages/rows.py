@@ -12,11 +12,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import needs
 from harness.base import read_json, write_json
 from harness.caching import GB, Planned
 from harness.stages import corpus as corpora
-from harness.worth import SHARE_OF_FREE
+from harness.worth import of_free
 
 if TYPE_CHECKING:
     from harness.plan import Stage
@@ -70,8 +69,7 @@ def tokens(context: Context) -> None:
     try:
         tokenised.key(adapter, rows)
     except UserError as error:  # such a reader's rows are made whenever one is read, which is no fault of anybody's
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / WHY, {"why": str(error)})
+        leave(out, str(error))
         return
     tokenised.write(rows, adapter, out, context.progress)
 
@@ -92,9 +90,14 @@ def _begins(context: Context, out: Path, size: int | None) -> bool:
     """Say whether a cache fits; where it does not, write why in its place."""
     why = None if size is None else _too_much(context.root, context.stage, size)
     if why is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / WHY, {"why": why})
+        leave(out, why)
     return why is None
+
+
+def leave(out: Path, why: str) -> None:
+    """Write in a cache's place why there is none."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / WHY, {"why": why})
 
 
 def opened(context: Context) -> Corpus:
@@ -132,10 +135,10 @@ def _planned(root: Path, stage: Stage, form: str, size: int | None) -> Planned:
 
 def _too_much(root: Path, stage: Stage, size: int) -> str | None:
     """Say why a cache is not kept, where no bound but the disk's is set."""
-    limit = int(SHARE_OF_FREE * needs.free_disk(root))
+    limit, named = of_free(root)
     if stage.choice.get("bounded") or size <= limit:
         return None
-    return f"{size / GB:,.3g} GB are more than {SHARE_OF_FREE:.0%} of what is free on the disk, {limit / GB:,.3g} GB"
+    return f"{size / GB:,.3g} GB are more than {named}, {limit / GB:,.3g} GB"
 
 
 def facts(root: Path, stage: Stage) -> dict[str, Any] | None:

@@ -43,7 +43,6 @@ _MARGIN = 1.05
 _MOBILEVLM_TOKENS = 144
 #: Of a file's header, and per image of its name.
 _HEADERS, _PER_IMAGE = 50_000, 200
-_WHY = "why.json"
 
 
 def record(target: str) -> str:
@@ -122,8 +121,7 @@ def kept(context: Context) -> None:
     if found is None:
         raise RuntimeError(f"stage {context.stage.id} began before what it reads was there")
     if not found.fit:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / _WHY, {"why": found.why})
+        rows.leave(out, found.why)
         return
     teacher, device, dtype = context.place("teacher"), context.settings.device, dtype_of(context.stage)
     if "corpus" in context.config:
@@ -141,7 +139,7 @@ def open_kept(context: Context, key: dict[str, str]) -> KeptVision | None:
     if "kept" not in context.stage.places:
         return None
     folder = context.place("kept")
-    return None if (folder / _WHY).is_file() else KeptVision(folder, key, context.settings.device)
+    return None if (folder / rows.WHY).is_file() else KeptVision(folder, key, context.settings.device)
 
 
 def _begin(context: Context) -> Path | None:

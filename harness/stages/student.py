@@ -94,7 +94,6 @@ def seen(context: Context) -> Path | None:
 
 def _streamed(context: Context, options: DistilOptions) -> StreamInputs:
     """Open the corpus, and the teacher's signal of it where the student's stage reads one."""
-    from students.feed_stream import ROOM
     from students.inputs import StreamInputs
     from students.teacher_signal.keys import stream_key
     from students.teacher_signal.stream_reading import StreamSignal
@@ -104,9 +103,8 @@ def _streamed(context: Context, options: DistilOptions) -> StreamInputs:
     teacher = context.place("teacher") if "teacher" in places else None
     if teacher is None or "signal" not in places:
         return StreamInputs(base, corpus, teacher, seen(context), tokens=stored)
-    limit = None if options.max_length is None else options.max_length + ROOM
     said = StreamSignal.load(
-        context.place("signal"), stream_key(teacher, corpus, options.template, limit, options.teacher_dtype)
+        context.place("signal"), stream_key(teacher, corpus, options.template, options.teacher_limit, options.teacher_dtype)
     )
     kept = signal.open_kept(context, stream_key(teacher, corpus, dtype=options.teacher_dtype))
     return StreamInputs(base, corpus, teacher, seen(context), said, kept, stored)

@@ -16,7 +16,7 @@ from harness.base import UserError
 from students.data.conversations import NothingToLearn
 
 if TYPE_CHECKING:
-    from students.data.conversations import Conversation, Corpus, Picture, Reader, Row, Whole
+    from students.data.conversations import Conversation, Corpus, Picture, Reader, Row
     from students.data.tokenised import Tokenised
 
 Overlong = Literal["stop", "replace"]
@@ -72,7 +72,7 @@ def take(
         conversation = corpus[place]
         pictures = [corpus.picture(key) for key in conversation.images]
         try:
-            row = made(reader, conversation, pictures, limit, None if tokens is None else tokens[place])
+            row = made(reader, conversation, pictures, limit, tokens, place)
         except NothingToLearn as error:
             if overlong == "stop":
                 raise
@@ -87,9 +87,15 @@ def take(
 
 
 def made(
-    reader: Reader, conversation: Conversation, pictures: Sequence[Picture], limit: int | None, whole: Whole | None
+    reader: Reader,
+    conversation: Conversation,
+    pictures: Sequence[Picture],
+    limit: int | None,
+    tokens: Tokenised | None,
+    index: int,
 ) -> Row:
-    """Make a row of its tokens, where they are known already; else of the conversation."""
+    """Make row ``index`` of a corpus of its tokens, where they are stored; else of the conversation."""
+    whole = None if tokens is None else tokens[index]
     if whole is None:
         return reader.row(conversation, pictures, limit)
     return reader.cut(whole, conversation.id, pictures, limit)

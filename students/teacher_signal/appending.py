@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base import UserError
-from students.teacher_signal.keys import REMAKE
+from students.data.mapped import REMAKE
 
 
 class Appender:

@@ -11,12 +11,12 @@ import numpy as np
 
 from harness.base import UserError, digest, digest_file
 from students.blind import Blind
+from students.data.mapped import REMAKE
 
 if TYPE_CHECKING:
     from students.data.conversations import Corpus
     from students.data.samples import TrainingSet
 
-REMAKE = "Remove the folder and run the same command again"
 _TEMPLATE = (
     "chat_template.jinja", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip

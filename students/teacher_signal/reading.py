@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base import UserError, read_json
+from students.data.mapped import REMAKE
 from students.teacher_signal.forms import Form
-from students.teacher_signal.keys import REMAKE, refuse_stale
+from students.teacher_signal.keys import refuse_stale
 from students.teacher_signal.packed import FACTS, VERSION
 
 if TYPE_CHECKING:

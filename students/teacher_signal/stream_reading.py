@@ -14,10 +14,11 @@ from torch import Tensor
 
 from harness.base import UserError
 from students.align import by_sample, leading
+from students.data.mapped import REMAKE
 from students.stored import Spoken
 from students.teacher_signal import codec
 from students.teacher_signal.forms import Form
-from students.teacher_signal.keys import REMAKE, refuse_stale
+from students.teacher_signal.keys import refuse_stale
 from students.teacher_signal.reading import mapped, read_meta, read_names
 from students.teacher_signal.streams import ROWS, TOKENS, VERSION
 

@@ -150,7 +150,7 @@ class _Reader:
         conversation = self.corpus[index]
         try:
             shown = pictures.read(self.corpus, conversation.images)
-            return made(self.adapter, conversation, shown, self.limit, None if self.whole is None else self.whole[index])
+            return made(self.adapter, conversation, shown, self.limit, self.whole, index)
         except NothingToLearn:
             return None
 

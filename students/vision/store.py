@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.base import UserError, open_array, read_json, write_json
+from students.data.mapped import REMAKE
 from students.vision import keys
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 META, FEATURES, NAMES, CONTENT = "meta.json", "features.npy", "names.json", "content.npy"
-_REMAKE = "Remove the folder and run the same command again"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _BATCH = 64
 
@@ -45,7 +45,7 @@ class Features(Mapping[str, Tensor]):
     def __init__(self, folder: Path, expected: dict[str, str]) -> None:
         meta = read_json(folder / META) if (folder / META).is_file() else None
         if not isinstance(meta, dict) or meta.get("version") != VERSION:
-            raise UserError(f"{folder} holds no features of version {VERSION} ({META}). {_REMAKE}")
+            raise UserError(f"{folder} holds no features of version {VERSION} ({META}). {REMAKE}")
         apart = keys.difference(expected, meta["key"])
         if apart is not None:
             raise Unfit(apart)
@@ -54,7 +54,7 @@ class Features(Mapping[str, Tensor]):
         self.names: tuple[str, ...] = tuple(read_json(folder / NAMES)) if (folder / NAMES).is_file() else ()
         self._index = {name: row for row, name in enumerate(self.names)}
         if len(self._index) != len(self._rows):
-            raise UserError(f"{folder / NAMES} is missing or does not fit {len(self._rows)} images. {_REMAKE}")
+            raise UserError(f"{folder / NAMES} is missing or does not fit {len(self._rows)} images. {REMAKE}")
         self._by_content: dict[bytes, int] = {}
         if (folder / CONTENT).is_file():
             content = self._array(CONTENT, (len(self._rows), 32))
@@ -65,9 +65,9 @@ class Features(Mapping[str, Tensor]):
         try:
             found: NDArray[Any] = np.load(path, mmap_mode="r" if shape[0] else None)  # nothing cannot be mapped
         except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{path} is missing or truncated ({error}). {_REMAKE}") from error
+            raise UserError(f"{path} is missing or truncated ({error}). {REMAKE}") from error
         if found.shape != shape:
-            raise UserError(f"{path} has shape {found.shape}, {META} says {shape}. {_REMAKE}")
+            raise UserError(f"{path} has shape {found.shape}, {META} says {shape}. {REMAKE}")
         return found
 
     def __getitem__(self, name: str) -> Tensor:

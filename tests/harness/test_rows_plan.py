@@ -357,7 +357,7 @@ def test_what_turns_out_not_to_fit_says_so_in_its_place(planned, root, tmp_path,
     from students.data.decoded import Decoded
 
     stage, source = kept(planned("qwen2_vl")[1])["pictures/tiny"], tmp_path / "corpora" / "source" / "images"
-    monkeypatch.setattr(rows, "SHARE_OF_FREE", 1e-12)
+    monkeypatch.setattr("harness.worth.SHARE_OF_FREE", 1e-12)
     assert do(stage, root, source) <= rows.planned_pictures(root, stage).bytes
     corpus = IndexedCorpus(root / "corpora" / "tiny", source)
     shown = Decoded(corpus, root / stage.targets[0])

@@ -366,10 +366,11 @@ def test_a_live_teacher_of_a_corpus_has_the_digests_that_it_always_had(streamed)
 
 
 def test_room_beyond_a_students_limit_is_that_of_the_live_teacher():
-    from harness.signal_plan import ROOM
     from students import feed_stream
+    from students.options import DistilOptions
 
-    assert ROOM == feed_stream.ROOM
+    assert DistilOptions(steps=1, max_length=7).teacher_limit == 7 + feed_stream.ROOM
+    assert DistilOptions(steps=1).teacher_limit is None
 
 
 def test_a_corpus_is_counted_before_its_form_is_chosen(streamed, tmp_path):
